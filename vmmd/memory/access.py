@@ -1,0 +1,114 @@
+"""Loads and stores through a view, for Python: single accesses as a guest makes them, and copies as an API does.
+
+Every host address used here comes out of a `Run` of the view that the caller holds, and no access goes beyond it.
+Aligned accesses of 1, 2, 4 and 8 bytes are single machine accesses, so that vCPUs in compiled code never see half of
+one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+
+from vmmd.memory.errors import Refused
+from vmmd.memory.limits import U64
+from vmmd.memory.view import Run, View
+
+_UNITS = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
+
+
+def load(run: Run, size: int) -> bytes:
+    """Read `size` bytes at a run's start."""
+    return _read(_bounded(run, size), size)
+
+
+def store(run: Run, data: bytes) -> None:
+    """Write bytes at a run's start, and then mark them in its slot's log."""
+    _write(_bounded(run, len(data)), data)
+    if run.memslot.dirty is not None:
+        run.memslot.dirty.mark(run.offset, len(data))
+
+
+def read_guest(view: View, guest_phys_addr: int, length: int) -> bytes:
+    """Copy guest memory out, as kvm_read_guest does.
+
+    Raises:
+        Refused: EFAULT, before anything is copied, where a page has no memslot or no host mapping.
+    """
+    return b"".join(load(run, size) for run, size in _runs(view, guest_phys_addr, length, writing=False))
+
+
+def write_guest(view: View, guest_phys_addr: int, data: bytes) -> list[tuple[int, int]]:
+    """Copy into guest memory, as kvm_write_guest does, and mark what is logged.
+
+    Returns:
+        The userspace ranges that were written, as (address, bytes).
+
+    Raises:
+        Refused: EFAULT, before anything is written, where a page has no memslot, no host mapping, or a read-only slot.
+    """
+    at, written = 0, []
+    for run, size in _runs(view, guest_phys_addr, len(data), writing=True):
+        store(run, data[at : at + size])
+        written.append((run.memslot.userspace_addr + run.offset, size))
+        at += size
+    return written
+
+
+def read_host(view: View, userspace_addr: int, length: int) -> bytes:
+    """Copy out of the host mappings.
+
+    Raises:
+        Refused: EFAULT where a page is not mapped.
+    """
+    return b"".join(_read(address, size) for address, size in view.host.runs(userspace_addr, length))
+
+
+def write_host(view: View, userspace_addr: int, data: bytes) -> None:
+    """Copy into the host mappings; no log takes note of it.
+
+    Raises:
+        Refused: EFAULT, before anything is written, where a page is not mapped.
+    """
+    at = 0
+    for address, size in view.host.runs(userspace_addr, len(data)):
+        _write(address, data[at : at + size])
+        at += size
+
+
+def _runs(view: View, start: int, length: int, *, writing: bool) -> list[tuple[Run, int]]:
+    found: list[tuple[Run, int]] = []
+    at, end = start, start + length
+    while at < end:
+        run = view.find(at) if at <= U64 else None
+        if run is None:
+            raise Refused(errno.EFAULT, f"no memslot holds guest_phys_addr {at:#x}")
+        if run.host_address is None:
+            raise Refused(errno.EFAULT, f"slot {run.memslot.slot} has no host mapping at guest_phys_addr {at:#x}")
+        if writing and run.memslot.readonly:
+            raise Refused(errno.EFAULT, f"slot {run.memslot.slot} at guest_phys_addr {at:#x} is KVM_MEM_READONLY")
+        size = min(run.size, end - at)
+        found.append((run, size))
+        at += size
+    return found
+
+
+def _bounded(run: Run, size: int) -> int:
+    if run.host_address is None or size > run.size:
+        raise ValueError(f"{size} bytes are more than the {run.size} that the translation of this access covers")
+    return run.host_address
+
+
+def _read(address: int, size: int) -> bytes:
+    unit = _UNITS.get(size)
+    if unit is not None and address % size == 0:
+        return unit.from_address(address).value.to_bytes(size, "little")
+    return ctypes.string_at(address, size)
+
+
+def _write(address: int, data: bytes) -> None:
+    unit = _UNITS.get(len(data))
+    if unit is not None and address % len(data) == 0:
+        unit.from_address(address).value = int.from_bytes(data, "little")
+    else:
+        ctypes.memmove(address, data, len(data))

@@ -1,0 +1,90 @@
+"""Dirty bitmaps: one bit a page of a memslot, in KVM's layout.
+
+Bit j of byte k stands for page 8k + j of the slot; words are 64 bits, little-endian, and the tail beyond the last
+page reads 0. The words are shared with compiled code that runs without the GIL, so every change to them goes through
+`Words`: single, atomic steps that an engine provides. Nothing here decides when a log may be read; that is the VM's
+business.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from typing import Protocol
+
+from vmmd.memory.limits import PAGE_SHIFT
+
+_WORD_PAGES = 64
+_SMALL_BYTES = 1 << 16
+
+
+class Words(Protocol):
+    """Atomic steps on 64-bit words at host addresses. Counts are words, addresses multiples of 8."""
+
+    def set_bits(self, address: int, bits: int) -> None:
+        """Or `bits` into the word at `address`."""
+
+    def exchange(self, address: int, count: int) -> bytes:
+        """Take `count` words and leave zeroes, word by word."""
+
+    def clear(self, address: int, masks: bytes) -> bytes:
+        """Clear the bits of `masks` from `address` on, word by word; give the bits that were set and went."""
+
+
+def bitmap_bytes(npages: int) -> int:
+    """Return the length in bytes of a bitmap for `npages` pages: whole words, as KVM_GET_DIRTY_LOG copies out."""
+    return (npages + _WORD_PAGES - 1) // _WORD_PAGES * 8
+
+
+class DirtyBitmap:
+    """The log of one memslot. It outlives a MOVE of the slot, and goes with a DELETE or when logging ends."""
+
+    __slots__ = ("_buffer", "_words", "address", "npages", "size_bytes")
+
+    def __init__(self, npages: int, words: Words, *, initially_set: bool = False) -> None:
+        self.npages = npages
+        self.size_bytes = bitmap_bytes(npages)
+        self._words = words
+        self._buffer: mmap.mmap | ctypes.Array[ctypes.c_uint64]
+        if self.size_bytes <= _SMALL_BYTES:
+            self._buffer = (ctypes.c_uint64 * (self.size_bytes // 8))()
+            self.address = ctypes.addressof(self._buffer)
+        else:
+            # A large log is a mapping of its own: pages of it that nobody marks cost nothing.
+            self._buffer = mmap.mmap(-1, self.size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
+        if initially_set:
+            full, rest = divmod(npages, 8)
+            ctypes.memset(self.address, 0xFF, full)
+            if rest:
+                ctypes.memset(self.address + full, (1 << rest) - 1, 1)
+
+    def mark(self, offset: int, length: int) -> None:
+        """Mark the pages of `length` bytes from byte `offset` of the slot on."""
+        for page in range(offset >> PAGE_SHIFT, (offset + length - 1 >> PAGE_SHIFT) + 1):
+            self._words.set_bits(self.address + page // _WORD_PAGES * 8, 1 << page % _WORD_PAGES)
+
+    def snapshot(self, first_byte: int = 0, length: int | None = None) -> bytes:
+        """Copy the log, or `length` bytes of it, and leave it as it is."""
+        return ctypes.string_at(self.address + first_byte, self.size_bytes - first_byte if length is None else length)
+
+    def take(self, first_byte: int = 0, length: int | None = None) -> bytes:
+        """Take the log, or `length` bytes of it, and leave zeroes there. Both are multiples of 8."""
+        count = (self.size_bytes - first_byte if length is None else length) // 8
+        return self._words.exchange(self.address + first_byte, count)
+
+    def put_back(self, bits: bytes, first_byte: int = 0) -> None:
+        """Or bits that were taken into the log again."""
+        for at in range(0, len(bits), 8):
+            word = int.from_bytes(bits[at : at + 8], "little")
+            if word:
+                self._words.set_bits(self.address + first_byte + at, word)
+
+    def clear(self, first_page: int, mask: bytes) -> bytes:
+        """Clear the bits of `mask`, whose bit 0 is page `first_page`, a multiple of 64.
+
+        Returns:
+            The bits that were set and went.
+        """
+        padded = mask + bytes(-len(mask) % 8)
+        return self._words.clear(self.address + first_page // 8, padded)

@@ -1,0 +1,320 @@
+"""Memslots: an immutable table of them, and every rule by which KVM_SET_USER_MEMORY_REGION changes it.
+
+`Memslots.with_change` checks a request whole, in the kernel's order, and then makes a new table; the old one stays as
+it was and may go on being read. Slots lie in chunks of at most 256, sorted by guest-physical address, and again by
+id, so that a change copies two chunks and never the table.
+
+Each slot and each chunk also has the packed form that compiled lookups search: see `SLOT_RECORD` and `CHUNK_RECORD`.
+Nothing here is ever changed in place, but for the bits of dirty logs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from operator import attrgetter
+from types import MappingProxyType
+
+from vmmd.memory.dirty import DirtyBitmap
+from vmmd.memory.errors import Refused
+from vmmd.memory.limits import (
+    ADDRESS_SPACES,
+    GUEST_PHYS_BITS,
+    MAX_SLOT_PAGES,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    U64,
+    USER_MEM_SLOTS,
+    USERSPACE_END,
+    is_page_aligned,
+)
+
+KVM_MEM_LOG_DIRTY_PAGES = 1 << 0
+KVM_MEM_READONLY = 1 << 1
+_KNOWN_FLAGS = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
+
+_CHUNK_SLOTS = 256
+_JOIN_SLOTS = 64
+
+SLOT_RECORD = struct.Struct("<QQQQQ")
+"""A slot for lookups: guest_phys_addr, memory_size, userspace_addr, flags, host address of the dirty bitmap or 0."""
+
+CHUNK_RECORD = struct.Struct("<QQQ")
+"""A chunk for lookups: its lowest guest_phys_addr, the host address of its slot records, how many they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """The five fields of struct kvm_userspace_memory_region. Sizes are bytes."""
+
+    slot: int
+    flags: int
+    guest_phys_addr: int
+    memory_size: int
+    userspace_addr: int
+
+    @property
+    def end(self) -> int:
+        """The first guest-physical address behind it."""
+        return self.guest_phys_addr + self.memory_size
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Memslot(Region):
+    """A region that is set, and its dirty log where KVM_MEM_LOG_DIRTY_PAGES is on."""
+
+    dirty: DirtyBitmap | None = None
+    record: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Pack the slot for lookups."""
+        log = self.dirty.address if self.dirty is not None else 0
+        record = SLOT_RECORD.pack(self.guest_phys_addr, self.memory_size, self.userspace_addr, self.flags, log)
+        object.__setattr__(self, "record", record)
+
+    @property
+    def npages(self) -> int:
+        """Its size in pages."""
+        return self.memory_size >> PAGE_SHIFT
+
+    @property
+    def readonly(self) -> bool:
+        """Whether guest stores to it become MMIO exits."""
+        return bool(self.flags & KVM_MEM_READONLY)
+
+
+class Change(Enum):
+    """What a call does to the table, by its contents (enum kvm_mr_change)."""
+
+    CREATE = "create"
+    DELETE = "delete"
+    MOVE = "move"
+    FLAGS_ONLY = "flags only"
+    NONE = "nothing"
+
+
+_BASE = attrgetter("guest_phys_addr")
+
+
+class _Chunk:
+    """Neighbouring slots by guest-physical address, at least one and at most `_CHUNK_SLOTS`."""
+
+    __slots__ = ("_records", "base", "record", "slots")
+
+    def __init__(self, slots: tuple[Memslot, ...]) -> None:
+        self.slots = slots
+        self.base = slots[0].guest_phys_addr
+        self._records = b"".join([slot.record for slot in slots])
+        self.record = CHUNK_RECORD.pack(self.base, address_of(self._records), len(slots))
+
+
+_CHUNK_BASE = attrgetter("base")
+
+BitmapFactory = Callable[[int], DirtyBitmap]
+"""Makes the dirty log of a slot of so many pages."""
+
+
+class Memslots:
+    """All memslots of a VM at one generation."""
+
+    __slots__ = ("_chunks", "_ids", "generation", "npages")
+
+    def __init__(
+        self,
+        generation: int = 0,
+        npages: int = 0,
+        chunks: tuple[_Chunk, ...] = (),
+        ids: Mapping[int, Mapping[int, Memslot]] = MappingProxyType({}),
+    ) -> None:
+        self.generation = generation
+        self.npages = npages
+        self._chunks = chunks
+        self._ids = ids
+
+    def __len__(self) -> int:
+        return sum(len(chunk.slots) for chunk in self._chunks)
+
+    def __iter__(self) -> Iterator[Memslot]:
+        """Give the slots in the order of guest-physical addresses."""
+        for chunk in self._chunks:
+            yield from chunk.slots
+
+    def by_id(self) -> Iterator[Memslot]:
+        """Give the slots in the order of their ids."""
+        for high in sorted(self._ids):
+            group = self._ids[high]
+            for slot_id in sorted(group):
+                yield group[slot_id]
+
+    def get(self, slot_id: int) -> Memslot | None:
+        """Return the slot with that id, if it is set."""
+        return self._ids.get(slot_id >> 8, {}).get(slot_id)
+
+    def find(self, guest_phys_addr: int) -> Memslot | None:
+        """Return the slot that holds an address, if there is one."""
+        index = bisect_right(self._chunks, guest_phys_addr, key=_CHUNK_BASE) - 1
+        if index < 0:
+            return None
+        slots = self._chunks[index].slots
+        slot = slots[bisect_right(slots, guest_phys_addr, key=_BASE) - 1]
+        return slot if guest_phys_addr < slot.end else None
+
+    @property
+    def directory(self) -> bytes:
+        """The chunks' records in order, for lookups; they hold as long as this table does."""
+        return b"".join([chunk.record for chunk in self._chunks])
+
+    def renumbered(self, generation: int) -> Memslots:
+        """Return the same slots at another generation: what a rollback publishes."""
+        return Memslots(generation, self.npages, self._chunks, self._ids)
+
+    def with_change(self, region: Region, new_bitmap: BitmapFactory) -> tuple[Memslots, Change]:
+        """Return the table after KVM_SET_USER_MEMORY_REGION, one generation on, and what the change was.
+
+        Where the call changes nothing, it is this table. The checks, their order and their errnos are those of
+        __kvm_set_memory_region.
+
+        Raises:
+            Refused: EINVAL or EEXIST, with the rule and the numbers.
+        """
+        check_region(region)
+        old = self.get(region.slot)
+        change = _classify(region, old)
+        if change is Change.NONE:
+            return self, change
+        base = self if old is None else self._removed(old)
+        if change is Change.DELETE:
+            return base._stepped(self.generation), change
+        if change in {Change.CREATE, Change.MOVE}:
+            base.check_free(region)
+            if region.end > 1 << GUEST_PHYS_BITS:
+                raise Refused(errno.EINVAL, f"{_range(region)} ends beyond the {GUEST_PHYS_BITS} guest-physical bits")
+        new = Memslot(*_fields(region), dirty=_log_of(region, old, new_bitmap))
+        return base._inserted(new)._stepped(self.generation), change
+
+    def check_free(self, region: Region) -> None:
+        """Refuse a region that overlaps a slot of this table.
+
+        Raises:
+            Refused: EEXIST, with both ranges.
+        """
+        for slot in self.overlapping(region.guest_phys_addr, region.end):
+            raise Refused(errno.EEXIST, f"{_range(region)} overlaps slot {slot.slot} at {_range(slot)}")
+
+    def overlapping(self, start: int, end: int) -> Iterator[Memslot]:
+        """Give the slots that share an address with [start, end), in order."""
+        first = max(bisect_right(self._chunks, start, key=_CHUNK_BASE) - 1, 0)
+        for chunk in self._chunks[first:]:
+            if chunk.base >= end:
+                return
+            at = max(bisect_right(chunk.slots, start, key=_BASE) - 1, 0)
+            for slot in chunk.slots[at:]:
+                if slot.guest_phys_addr >= end:
+                    return
+                if slot.end > start:
+                    yield slot
+
+    def _stepped(self, generation: int) -> Memslots:
+        return self.renumbered(generation + 1)
+
+    def _removed(self, slot: Memslot) -> Memslots:
+        index = bisect_right(self._chunks, slot.guest_phys_addr, key=_CHUNK_BASE) - 1
+        slots = self._chunks[index].slots
+        at = bisect_left(slots, slot.guest_phys_addr, key=_BASE)
+        rest = (*slots[:at], *slots[at + 1 :])
+        first, last = index, index + 1
+        if index and len(rest) + len(self._chunks[index - 1].slots) <= _JOIN_SLOTS:
+            # Chunks that shrink join their neighbour, so that their number stays in proportion to the slots'.
+            first = index - 1
+            rest = (*self._chunks[first].slots, *rest)
+        middle = (_Chunk(rest),) if rest else ()
+        group = dict(self._ids[slot.slot >> 8])
+        del group[slot.slot]
+        ids = {**self._ids, slot.slot >> 8: group}
+        chunks = (*self._chunks[:first], *middle, *self._chunks[last:])
+        return Memslots(self.generation, self.npages - slot.npages, chunks, ids)
+
+    def _inserted(self, slot: Memslot) -> Memslots:
+        index = max(bisect_right(self._chunks, slot.guest_phys_addr, key=_CHUNK_BASE) - 1, 0)
+        slots = self._chunks[index].slots if self._chunks else ()
+        at = bisect_left(slots, slot.guest_phys_addr, key=_BASE)
+        grown = (*slots[:at], slot, *slots[at:])
+        half = len(grown) // 2 if len(grown) > _CHUNK_SLOTS else len(grown)
+        middle = [_Chunk(part) for part in (grown[:half], grown[half:]) if part]
+        group = {**self._ids.get(slot.slot >> 8, {}), slot.slot: slot}
+        ids = {**self._ids, slot.slot >> 8: group}
+        chunks = (*self._chunks[:index], *middle, *self._chunks[index + 1 :])
+        return Memslots(self.generation, self.npages + slot.npages, chunks, ids)
+
+
+def address_of(packed: bytes) -> int:
+    """Return the host address of a bytes object's bytes; it holds as long as the object does."""
+    return ctypes.cast(ctypes.c_char_p(packed), ctypes.c_void_p).value or 0
+
+
+def check_region(region: Region) -> None:
+    """Check what can be checked without the table (rows 0c to 9 of the kernel's order).
+
+    Raises:
+        Refused: EINVAL, with the rule and the numbers.
+    """
+    slot_id, space = region.slot & 0xFFFF, region.slot >> 16
+    size, gpa, hva = region.memory_size, region.guest_phys_addr, region.userspace_addr
+    rules = (
+        (region.flags & ~_KNOWN_FLAGS == 0, f"flags {region.flags:#x} has bits outside {_KNOWN_FLAGS:#x}"),
+        (slot_id < USER_MEM_SLOTS, f"slot id {slot_id} is not below KVM_CAP_NR_MEMSLOTS, {USER_MEM_SLOTS}"),
+        (is_page_aligned(size), f"memory_size {size:#x} is no multiple of the page size {PAGE_SIZE:#x}"),
+        (is_page_aligned(gpa), f"guest_phys_addr {gpa:#x} is not aligned to the page size {PAGE_SIZE:#x}"),
+        (is_page_aligned(hva), f"userspace_addr {hva:#x} is not aligned to the page size {PAGE_SIZE:#x}"),
+        (hva + size <= USERSPACE_END, f"[{hva:#x}, {hva + size:#x}) ends beyond userspace, {USERSPACE_END:#x}"),
+        (space < ADDRESS_SPACES, f"address space {space} in slot {region.slot:#x} is not below {ADDRESS_SPACES}"),
+        (gpa + size <= U64, f"guest_phys_addr {gpa:#x} plus memory_size {size:#x} wraps 64 bits"),
+        (size >> PAGE_SHIFT <= MAX_SLOT_PAGES, f"{size >> PAGE_SHIFT} pages exceed a slot's {MAX_SLOT_PAGES}"),
+    )
+    for kept, sentence in rules:
+        if not kept:
+            raise Refused(errno.EINVAL, sentence)
+
+
+def _classify(region: Region, old: Memslot | None) -> Change:
+    if region.memory_size == 0:
+        if old is None:
+            raise Refused(errno.EINVAL, f"slot {region.slot} is not set, so it cannot be deleted")
+        return Change.DELETE
+    if old is None:
+        return Change.CREATE
+    fixed = (
+        ("userspace_addr", region.userspace_addr, old.userspace_addr),
+        ("memory_size", region.memory_size, old.memory_size),
+        ("KVM_MEM_READONLY", region.flags & KVM_MEM_READONLY, old.flags & KVM_MEM_READONLY),
+    )
+    for name, wanted, present in fixed:
+        if wanted != present:
+            sentence = (
+                f"{name} of slot {region.slot} is {present:#x} and cannot become {wanted:#x}: delete it, then create it"
+            )
+            raise Refused(errno.EINVAL, sentence)
+    if region.guest_phys_addr != old.guest_phys_addr:
+        return Change.MOVE
+    return Change.FLAGS_ONLY if region.flags != old.flags else Change.NONE
+
+
+def _log_of(region: Region, old: Memslot | None, new_bitmap: BitmapFactory) -> DirtyBitmap | None:
+    if not region.flags & KVM_MEM_LOG_DIRTY_PAGES:
+        return None
+    if old is not None and old.dirty is not None:
+        return old.dirty
+    return new_bitmap(region.memory_size >> PAGE_SHIFT)
+
+
+def _fields(region: Region) -> tuple[int, int, int, int, int]:
+    return region.slot, region.flags, region.guest_phys_addr, region.memory_size, region.userspace_addr
+
+
+def _range(region: Region) -> str:
+    return f"[{region.guest_phys_addr:#x}, {region.end:#x})"
