@@ -1,0 +1,229 @@
+"""The compiled engine's code: LLVM IR for every row of the instruction table, and for the steps beside guest mode.
+
+Each group of rows becomes one small function; it ends in a tail call to the function of the next instruction, found
+in a table by the next word's key. What they hand on, `emit.STATE`, lies in machine registers. Instruction words are
+read from guest memory each time, so there is nothing to invalidate when code changes.
+
+What a few machine instructions cannot do is left to the evaluation: the function stores the state and returns
+`INSTRUCTION` with pc on the instruction, of which nothing is done. Guest memory is reached through the context's
+cached translations alone, and those are made by `translate`, which searches the view.
+
+Requests and the budget are looked at whenever a chunk of at most `CHUNK` instructions is used up; the budget is exact.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from vmmd.isa.arithmetic import I8, I32, I64, number
+from vmmd.isa.context import IN_GUEST_MODE, OUTSIDE_GUEST_MODE
+from vmmd.isa.decode import KEY_MASK, KEYS, candidates
+from vmmd.isa.emit import CONVENTION, HANDLER, NULL, PTR, Code, Parts
+from vmmd.isa.instructions import Instruction
+from vmmd.isa.steps import ENTERED, define_steps
+from vmmd.isa.stop import Stop
+from vmmd.memory.limits import PAGE_SHIFT
+from vmmd.memory.memslots import CHUNK_RECORD, SLOT_RECORD
+from vmmd.memory.view import PIECE_RECORD
+
+CHUNK = 512
+"""Instructions between two looks at the requests: about a microsecond."""
+
+
+def build() -> ir.Module:
+    """Return the module with every function that `native` calls."""
+    module = ir.Module("t64")
+    parts = Parts(
+        translate=_declare(module, "translate", ir.FunctionType(PTR, (PTR, I64, PTR, I64))),
+        mark=_declare(module, "mark", ir.FunctionType(ir.VoidType(), (I64, I64))),
+        dispatch=_declare(module, "dispatch", HANDLER),
+        refill=_declare(module, "refill", HANDLER),
+        refetch=_declare(module, "refetch", HANDLER),
+        leave=_declare(module, "leave", HANDLER),
+        handlers=ir.GlobalVariable(module, ir.ArrayType(PTR, KEYS), "handlers"),
+    )
+    _define_translate(parts, _define_bisect(module))
+    _define_mark(parts)
+    Code(parts, parts.dispatch).go_on()
+    _define_refill(parts)
+    _define_refetch(parts)
+    Code(parts, parts.leave).stop(Stop.INSTRUCTION)
+    _define_handlers(module, parts)
+    _define_run(module, parts, define_steps(module))
+    return module
+
+
+def _declare(module: ir.Module, name: str, kind: ir.FunctionType) -> ir.Function:
+    function = ir.Function(module, kind, name)
+    function.attributes.add("nounwind")
+    if kind is HANDLER:
+        function.calling_convention = CONVENTION
+    function.linkage = "internal"
+    return function
+
+
+def _define_bisect(module: ir.Module) -> ir.Function:
+    """Find the last of `count` records, `stride` bytes each, whose first word is at most `key`: its address or null."""
+    function = _declare(module, "bisect", ir.FunctionType(PTR, (PTR, I64, I64, I64)))
+    base, count, stride, key = function.args
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    entry = b.block
+    loop, body, end = (function.append_basic_block(name) for name in ("loop", "body", "end"))
+    b.branch(loop)
+    b.position_at_end(loop)
+    low, high = b.phi(I64, "low"), b.phi(I64, "high")
+    low.add_incoming(number(0), entry)
+    high.add_incoming(count, entry)
+    b.cbranch(b.icmp_unsigned("<", low, high), body, end)
+    b.position_at_end(body)
+    middle = b.lshr(b.add(low, high), number(1))
+    first = b.load(b.gep(base, [b.mul(middle, stride)], source_etype=I8), typ=I64)
+    beyond = b.icmp_unsigned(">", first, key)
+    low.add_incoming(b.select(beyond, low, b.add(middle, number(1))), body)
+    high.add_incoming(b.select(beyond, middle, high), body)
+    b.branch(loop)
+    b.position_at_end(end)
+    found = b.gep(base, [b.mul(b.sub(low, number(1)), stride)], source_etype=I8)
+    b.ret(b.select(b.icmp_unsigned("==", low, number(0)), NULL, found))
+    return function
+
+
+def _define_translate(parts: Parts, bisect: ir.Function) -> None:
+    """Search the view for an address, and fill the cache entry that stands for it: its address or null."""
+    function = parts.translate
+    function.attributes.add("noinline")
+    _, gpa, entry, refused_flags = function.args
+    code = Code(parts, function)
+    b = code.b
+    nothing = function.append_basic_block("nothing")
+
+    def require(truth: ir.Value) -> None:
+        after = function.append_basic_block("found")
+        b.cbranch(truth, after, nothing)
+        b.position_at_end(after)
+
+    def search(base: ir.Value, count: ir.Value, stride: int, key: ir.Value) -> ir.Value:
+        found = b.call(bisect, [b.inttoptr(base, PTR), count, number(stride), key])
+        require(b.icmp_unsigned("!=", found, NULL))
+        return found
+
+    chunk = search(code.get("directory"), code.get("chunks"), CHUNK_RECORD.size, gpa)
+    slot = search(code.word(chunk, 1), code.word(chunk, 2), SLOT_RECORD.size, gpa)
+    slot_gpa, slot_size, slot_hva, flags, log = (code.word(slot, index) for index in range(5))
+    offset = b.sub(gpa, slot_gpa)
+    require(b.icmp_unsigned("<", offset, slot_size))
+    require(b.icmp_unsigned("==", b.and_(flags, refused_flags), number(0)))
+    hva = b.add(slot_hva, offset)
+    piece = search(code.get("pieces"), code.get("piece_count"), PIECE_RECORD.size, hva)
+    piece_hva, piece_size, piece_host = (code.word(piece, index) for index in range(3))
+    piece_offset = b.sub(hva, piece_hva)
+    require(b.icmp_unsigned("<", piece_offset, piece_size))
+    before = code.smaller(offset, piece_offset)
+    after = code.smaller(b.sub(slot_size, offset), b.sub(piece_size, piece_offset))
+    filled = {
+        "gpa": b.sub(gpa, before),
+        "size": b.add(before, after),
+        "host": b.add(piece_host, b.sub(piece_offset, before)),
+        "log": log,
+        "log_gpa": slot_gpa,
+    }
+    for name, value in filled.items():
+        b.store(value, code.entry_field(entry, name))
+    b.ret(entry)
+    b.position_at_end(nothing)
+    b.ret(NULL)
+
+
+def _define_mark(parts: Parts) -> None:
+    """Mark the page of one byte of a slot in its log: look first, for most stores are to a page that is dirty."""
+    function = parts.mark
+    log, offset = function.args
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    page = b.lshr(offset, number(PAGE_SHIFT))
+    byte = b.shl(b.lshr(page, number(6)), number(3))
+    word = b.inttoptr(b.add(log, byte), PTR)
+    bit = b.shl(number(1), b.and_(page, number(63)))
+    present = b.and_(b.load_atomic(word, "monotonic", 8, typ=I64), bit)
+    with b.if_then(b.icmp_unsigned("==", present, number(0)), likely=False):
+        b.atomic_rmw("or", word, bit, "monotonic")
+    b.ret_void()
+
+
+def _define_refill(parts: Parts) -> None:
+    """Settle a chunk that is used up, look at budget and requests, and begin another."""
+    code = Code(parts, parts.refill)
+    b = code.b
+    left = code.settle(code.get("chunk"))
+    code.put("pc", code.state["pc"])
+    code.put("chunk", number(0))
+    code.stop_if(b.icmp_unsigned("==", left, number(0)), Stop.BUDGET)
+    code.stop_if(b.icmp_unsigned("!=", code.get_shared("requests"), number(0)), Stop.REQUEST)
+    chunk = code.smaller(left, number(CHUNK))
+    code.put("chunk", chunk)
+    code.state["fuel"] = chunk
+    code.tail(parts.dispatch)
+
+
+def _define_refetch(parts: Parts) -> None:
+    """Find the run of code that pc is in."""
+    code = Code(parts, parts.refetch)
+    b, state = code.b, code.state
+    misaligned = b.icmp_unsigned("!=", b.and_(state["pc"], number(3)), number(0))
+    with b.if_then(misaligned, likely=False):
+        code.tail(parts.leave)
+    entry = code.translate(state["pc"], writing=False)
+    with b.if_then(b.icmp_unsigned("==", entry, NULL), likely=False):
+        code.tail(parts.leave)
+    for name, field in (("code_gpa", "gpa"), ("code_size", "size"), ("code_host", "host")):
+        state[name] = code.entry(entry, field)
+    code.tail(parts.dispatch)
+
+
+def _define_handlers(module: ir.Module, parts: Parts) -> None:
+    """Fill the table from key to function; rows that a key does not tell apart share one."""
+    handlers: dict[tuple[Instruction, ...], ir.Function] = {(): parts.leave}
+    cells = []
+    for key in range(KEYS):
+        rows = candidates(key)
+        if rows not in handlers:
+            handlers[rows] = _handler(module, parts, rows)
+        cells.append(handlers[rows])
+    parts.handlers.linkage = "internal"
+    parts.handlers.global_constant = True
+    parts.handlers.initializer = ir.Constant(ir.ArrayType(PTR, KEYS), cells)
+
+
+def _handler(module: ir.Module, parts: Parts, rows: tuple[Instruction, ...]) -> ir.Function:
+    function = _declare(module, "do_" + "_".join(row.name for row in rows), HANDLER)
+    code = Code(parts, function)
+    arrival = dict(code.state)
+    for row in rows:
+        # The rest of the word: bits that the row fixes and the key does not hold.
+        rest = row.mask & ~KEY_MASK
+        if not rest:
+            code.perform(row)
+            return function
+        present = code.b.and_(code.state["word"], number(rest, I32))
+        with code.b.if_then(code.b.icmp_unsigned("==", present, number(row.match & rest, I32))):
+            code.perform(row)
+        code.state = dict(arrival)
+    code.tail(parts.leave)
+    return function
+
+
+def _define_run(module: ir.Module, parts: Parts, enter: ir.Function) -> None:
+    """Enter guest mode, run until something stops it, and leave: `u64 run(context)`, a `Stop`."""
+    function = ir.Function(module, ir.FunctionType(I64, (PTR,)), "run")
+    function.attributes.add("nounwind")
+    code = Code(parts, function)
+    b = code.b
+    refused = b.call(enter, [b.ptrtoint(code.context, I64), number(IN_GUEST_MODE)])
+    with b.if_then(b.icmp_unsigned("!=", refused, number(ENTERED)), likely=False):
+        b.ret(refused)
+    code.put("chunk", number(0))
+    # With no fuel the first step is `refill`, which looks at the budget and begins a chunk.
+    nothing = number(0)
+    arguments = [code.context, code.get("pc"), nothing, nothing, nothing, nothing, number(0, I32)]
+    stop = b.call(parts.dispatch, arguments, cconv=CONVENTION)
+    code.put_shared("mode", number(OUTSIDE_GUEST_MODE), "release")
+    b.ret(stop)

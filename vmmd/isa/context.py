@@ -1,0 +1,117 @@
+"""The context of a vCPU: the one record that compiled code shares with the rest.
+
+It holds the registers, how far the vCPU may run, the words of the handshake between it and whoever kicks it, and cached
+translations. Compiled code finds every field by its offset here. Who may write which part:
+
+- registers, counters and caches: whoever has the vCPU, a worker in guest mode or Python while the vCPU is outside of
+it;
+- `requests`: anybody, by atomic steps of the engine alone;
+- `mode`: the worker that enters and leaves, as a statement to whoever kicks.
+
+It refuses to own guest memory: what a context's view leads to is kept by whoever runs it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from vmmd.memory.view import View
+
+OUTSIDE_GUEST_MODE = 0
+"""The vCPU reads no memslot and no guest memory, and will look at its requests before it does."""
+
+IN_GUEST_MODE = 1
+"""The vCPU executes guest instructions over its view."""
+
+READING_MEMSLOTS = 2
+"""Python completes an instruction of the vCPU over its view."""
+
+REGION_SHIFT = 21
+"""Cached translations are spread over entries by the address in units of 2 MiB."""
+
+CACHE_ENTRIES = 64
+
+
+class CacheEntry(ctypes.Structure):
+    """A cached translation: a run of guest-physical addresses and where it lies. Padded to a cache line."""
+
+    _fields_ = [
+        ("gpa", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("host", ctypes.c_uint64),
+        ("log", ctypes.c_uint64),  # host address of the slot's dirty bitmap, or 0
+        ("log_gpa", ctypes.c_uint64),  # where the slot begins
+        ("padding", ctypes.c_uint64 * 3),
+    ]
+
+
+class ContextRecord(ctypes.Structure):
+    """The record itself, as it lies in memory."""
+
+    _fields_ = [
+        ("x", ctypes.c_uint64 * 32),
+        ("pc", ctypes.c_uint64),
+        ("retired", ctypes.c_uint64),  # instructions since the vCPU was made
+        ("budget", ctypes.c_uint64),  # instructions that it may retire before it stops
+        ("chunk", ctypes.c_uint64),  # instructions between two looks at the requests, of which some are still to run
+        ("requests", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("view_number", ctypes.c_uint64),
+        ("published", ctypes.c_uint64),  # host address of the word with the number of the VM's newest view
+        ("directory", ctypes.c_uint64),
+        ("chunks", ctypes.c_uint64),
+        ("pieces", ctypes.c_uint64),
+        ("piece_count", ctypes.c_uint64),
+        ("padding", ctypes.c_uint64 * 4),
+        ("read_cache", CacheEntry * CACHE_ENTRIES),
+        ("write_cache", CacheEntry * CACHE_ENTRIES),
+    ]
+
+
+_LINE = 64
+
+
+def _empty_cache() -> bytes:
+    """Return a cache in which no entry can be hit.
+
+    An entry is only asked for addresses of its own 2 MiB region modulo the number of entries. Each empty one claims
+    eight bytes of a region that is another entry's, so that the one comparison of a lookup also refuses it.
+    """
+    entries = (CacheEntry * CACHE_ENTRIES)()
+    for index, entry in enumerate(entries):
+        entry.gpa = (index + 1) % CACHE_ENTRIES << REGION_SHIFT
+        entry.size = 8
+    return bytes(entries)
+
+
+_EMPTY_CACHE = _empty_cache()
+
+
+class Context:
+    """A vCPU's record at a fixed, aligned host address.
+
+    Attributes:
+        record: the fields.
+        address: where the record lies.
+    """
+
+    __slots__ = ("_buffer", "_published", "address", "record")
+
+    def __init__(self, published: ctypes.c_uint64) -> None:
+        self._buffer = ctypes.create_string_buffer(ctypes.sizeof(ContextRecord) + _LINE)
+        start = ctypes.addressof(self._buffer)
+        self.address = start + _LINE - 1 & -_LINE
+        self.record = ContextRecord.from_buffer(self._buffer, self.address - start)
+        self._published = published  # compiled code reads the word for as long as it has the record
+        self.record.published = ctypes.addressof(published)
+
+    def take_view(self, view: View) -> None:
+        """Look things up in `view` from now on; the caller keeps it alive while the vCPU may read it."""
+        record = self.record
+        if record.view_number == view.number:
+            return
+        record.directory, record.chunks = view.directory_address, view.chunks
+        record.pieces, record.piece_count = view.pieces_address, view.pieces
+        ctypes.memmove(record.read_cache, _EMPTY_CACHE, len(_EMPTY_CACHE))
+        ctypes.memmove(record.write_cache, _EMPTY_CACHE, len(_EMPTY_CACHE))
+        record.view_number = view.number

@@ -1,0 +1,208 @@
+"""The two engines behind one door: guest mode, the handshake with it, and atomic words.
+
+`CompiledEngine` runs machine code without the GIL. `EvaluatedEngine` runs everything on the evaluation, an
+instruction at a time under one lock; it needs no LLVM and is the judge of the other. An engine knows contexts and
+views; it owns no vCPU and decides nothing: what a request means is its caller's business.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from vmmd.isa.context import IN_GUEST_MODE, OUTSIDE_GUEST_MODE, READING_MEMSLOTS, Context
+from vmmd.isa.evaluate import Pending, evaluate
+from vmmd.isa.outcome import Outcome
+from vmmd.isa.stop import Stop
+from vmmd.memory.dirty import Words
+from vmmd.memory.view import View
+
+
+class ContextGroup:
+    """Contexts that are kicked together, as an array of addresses that compiled code walks."""
+
+    __slots__ = ("address", "array", "contexts")
+
+    def __init__(self, contexts: Sequence[Context]) -> None:
+        self.contexts = tuple(contexts)
+        self.array = (ctypes.c_uint64 * max(len(contexts), 1))(*(context.address for context in contexts))
+        self.address = ctypes.addressof(self.array)
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+
+Ran = Stop | Outcome | Pending
+"""What guest mode came to: where it was stopped, or why the guest left."""
+
+
+class Engine(Words, Protocol):
+    """What the vCPUs run on. `Words` are its atomic steps on dirty logs."""
+
+    def run(self, context: Context, view: View, pending: Pending | None = None) -> Ran:
+        """Enter guest mode and run until the budget is used up, a request waits, or the guest leaves.
+
+        The context has taken `view`, and the caller keeps it. A pending instruction, which has its answer, comes
+        first; where the vCPU may not enter, it stays pending. `Stop.INSTRUCTION` is never returned.
+        """
+
+    def post(self, group: ContextGroup, requests: int) -> None:
+        """Set request bits. Who is not in guest mode sees them before it enters."""
+
+    def retract(self, group: ContextGroup, requests: int) -> None:
+        """Clear request bits."""
+
+    def wait_outside(self, group: ContextGroup, view_number: int, yields: int) -> int:
+        """Wait until each context was seen outside guest mode or in a view as new as that.
+
+        Gives the processor away at most `yields` times. Returns how many were still to be seen.
+        """
+
+
+class CompiledEngine:
+    """Guest mode in machine code."""
+
+    name = "compiled"
+
+    def __init__(self, cache_dir: Path | None) -> None:
+        # Only this engine needs LLVM; a daemon on the evaluation alone never loads it.
+        from vmmd.isa.native import Native  # noqa: PLC0415
+
+        self._native = Native(cache_dir)
+
+    def run(self, context: Context, view: View, pending: Pending | None = None) -> Ran:
+        """See `Engine`."""
+        while True:
+            if pending is None:
+                stop = Stop(self._native.run(context.address))
+                if stop is not Stop.INSTRUCTION:
+                    return stop
+            # One instruction in Python, which reads the view outside guest mode, and so enters a mode of its own.
+            refused = self._native.enter(context.address, READING_MEMSLOTS)
+            if refused:
+                return Stop(refused)
+            if not context.record.budget:
+                self._native.leave_mode(context.address)
+                return Stop.BUDGET
+            try:
+                outcome = evaluate(context, view, pending)
+            finally:
+                self._native.leave_mode(context.address)
+            if outcome is not None:
+                return outcome
+            pending = None
+
+    def post(self, group: ContextGroup, requests: int) -> None:
+        """See `Engine`."""
+        self._native.post(group.address, len(group), requests)
+
+    def retract(self, group: ContextGroup, requests: int) -> None:
+        """See `Engine`."""
+        self._native.retract(group.address, len(group), requests)
+
+    def wait_outside(self, group: ContextGroup, view_number: int, yields: int) -> int:
+        """See `Engine`."""
+        return self._native.wait_outside(group.address, len(group), view_number, yields)
+
+    def set_bits(self, address: int, bits: int) -> None:
+        """See `Words`."""
+        self._native.set_bits(address, bits)
+
+    def exchange(self, address: int, count: int) -> bytes:
+        """See `Words`."""
+        taken = ctypes.create_string_buffer(count * 8)
+        self._native.exchange(address, count, ctypes.addressof(taken))
+        return taken.raw
+
+    def clear(self, address: int, masks: bytes) -> bytes:
+        """See `Words`."""
+        words = ctypes.create_string_buffer(masks, len(masks))
+        self._native.clear(address, len(masks) // 8, ctypes.addressof(words))
+        return words.raw
+
+
+class EvaluatedEngine:
+    """Guest mode on the evaluation. One lock orders every instruction and every atomic step."""
+
+    name = "evaluated"
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def run(self, context: Context, view: View, pending: Pending | None = None) -> Ran:
+        """See `Engine`."""
+        record = context.record
+        # The GIL orders these accesses as the compiled engine's fences do.
+        record.mode = IN_GUEST_MODE
+        try:
+            if not record.requests and record.view_number != ctypes.c_uint64.from_address(record.published).value:
+                return Stop.STALE
+            while not record.requests:
+                if not record.budget:
+                    return Stop.BUDGET
+                with self._lock:
+                    outcome = evaluate(context, view, pending)
+                if outcome is not None:
+                    return outcome
+                pending = None
+            return Stop.REQUEST
+        finally:
+            record.mode = OUTSIDE_GUEST_MODE
+
+    def post(self, group: ContextGroup, requests: int) -> None:
+        """See `Engine`."""
+        with self._lock:
+            for context in group.contexts:
+                context.record.requests |= requests
+
+    def retract(self, group: ContextGroup, requests: int) -> None:
+        """See `Engine`."""
+        with self._lock:
+            for context in group.contexts:
+                context.record.requests &= ~requests
+
+    def wait_outside(self, group: ContextGroup, view_number: int, yields: int) -> int:
+        """See `Engine`."""
+        for index, context in enumerate(group.contexts):
+            record = context.record
+            while record.mode != OUTSIDE_GUEST_MODE and record.view_number < view_number:
+                if not yields:
+                    return len(group) - index
+                yields -= 1
+                time.sleep(0)
+        return 0
+
+    def set_bits(self, address: int, bits: int) -> None:
+        """See `Words`."""
+        with self._lock:
+            ctypes.c_uint64.from_address(address).value |= bits
+
+    def exchange(self, address: int, count: int) -> bytes:
+        """See `Words`."""
+        with self._lock:
+            taken = ctypes.string_at(address, count * 8)
+            ctypes.memset(address, 0, count * 8)
+        return taken
+
+    def clear(self, address: int, masks: bytes) -> bytes:
+        """See `Words`."""
+        gone = bytearray()
+        with self._lock:
+            for at in range(0, len(masks), 8):
+                word = ctypes.c_uint64.from_address(address + at)
+                mask = int.from_bytes(masks[at : at + 8], "little")
+                gone += (word.value & mask).to_bytes(8, "little")
+                word.value &= ~mask
+        return bytes(gone)
+
+
+ENGINES = ("compiled", "evaluated")
+
+
+def make_engine(name: str, cache_dir: Path | None) -> Engine:
+    """Make the engine of that name; `cache_dir` keeps the compiled one's code from start to start."""
+    return CompiledEngine(cache_dir) if name == CompiledEngine.name else EvaluatedEngine()

@@ -1,0 +1,277 @@
+"""The evaluation: one instruction at a time over Python integers. The reference, and the end of every pending exit.
+
+It reads the same meanings as the compiled engine and leaves nothing out: accesses over a page's border, MMIO in
+pieces, lost host pages, traps. Whatever compiled code cannot do in a few machine instructions is done here.
+
+An instruction that needs userspace stops with an outcome and a `Pending`: the word, and which pieces of its access
+are done. It is evaluated again with the answer, and pieces that are done are not done twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vmmd.isa.context import Context, ContextRecord
+from vmmd.isa.decode import decode
+from vmmd.isa.encoding import IMMEDIATES, rd, rs1, rs2, sign_extend
+from vmmd.isa.instructions import SHAPES, Effect, Instruction, Operand
+from vmmd.isa.outcome import Awaiting, Halt, Hypercall, LostPage, Mmio, NoCode, Outcome, Port, Trap
+from vmmd.memory import access
+from vmmd.memory.limits import PAGE_SIZE, U64
+from vmmd.memory.view import Run, View
+
+MISALIGNED_FETCH, ILLEGAL_INSTRUCTION, BREAKPOINT = 0, 2, 3
+"""Exception causes of the RISC-V privileged specification."""
+
+_A0, _A7 = 10, 17
+
+
+@dataclass(slots=True)
+class Pending:
+    """An instruction that waits for userspace: its word, what is asked, and its finished pieces by index."""
+
+    word: int
+    outcome: Awaiting
+    piece: int
+    done: dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def answer_size(self) -> int:
+        """How many bytes the answer has; 0 where userspace is only told."""
+        if isinstance(self.outcome, Hypercall):
+            return 8
+        return self.outcome.size if self.outcome.data is None else 0
+
+    def answer(self, data: bytes) -> None:
+        """Take userspace's answer, which has `answer_size` bytes."""
+        self.done[self.piece] = data
+
+
+def evaluate(context: Context, view: View, pending: Pending | None = None) -> Outcome | Pending | None:
+    """Run the instruction at `pc`, or go on with a pending one.
+
+    The caller has the vCPU, `view` is the one that its memory is looked up in, and its budget is not used up.
+
+    Returns:
+        None where the instruction retired; `Halt` where it was a `wfi`, which retired too; a `Pending` where it waits
+        for userspace; and any other outcome where it did nothing.
+    """
+    record = context.record
+    evaluation = _Evaluation(context, view, pending.done if pending else {})
+    try:
+        word = pending.word if pending else _fetch(view, record.pc)
+        row = decode(word)
+        if row is None:
+            return Trap(ILLEGAL_INSTRUCTION, word)
+        next_pc = _perform(row, word, evaluation)
+    except _Leave as leave:
+        outcome = leave.outcome
+        if isinstance(outcome, Awaiting):
+            return Pending(word, outcome, leave.piece, evaluation.done)
+        return outcome
+    record.pc = next_pc
+    record.retired += 1
+    record.budget -= 1
+    return Halt() if evaluation.halted else None
+
+
+class _Leave(Exception):  # noqa: N818  (control flow inside one evaluation)
+    def __init__(self, outcome: Outcome, piece: int = 0) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+        self.piece = piece
+
+
+def _fetch(view: View, pc: int) -> int:
+    if pc & 3:
+        raise _Leave(Trap(MISALIGNED_FETCH, pc))
+    run = view.find(pc)
+    if run is None:
+        raise _Leave(NoCode(pc))
+    if run.host_address is None:
+        raise _Leave(LostPage(pc))
+    return int.from_bytes(access.load(run, 4), "little")
+
+
+def _perform(row: Instruction, word: int, ops: _Evaluation) -> int:
+    """Do what the row means, write `rd`, and return the next pc."""
+    record = ops.context.record
+    shape = SHAPES[row.format]
+    immediate = IMMEDIATES[row.format].of(word) if row.format in IMMEDIATES else 0
+    result = row.meaning(ops, *[_operand(kind, record, word, immediate) for kind in shape.operands])
+    after: int = record.pc + 4 & U64
+    if shape.effect is Effect.BRANCH:
+        return _target(record.pc + immediate & U64) if result else after
+    written, next_pc = (after, _target(result)) if shape.effect is Effect.JUMP else (result, after)
+    if shape.effect is not Effect.NOTHING and rd(word):
+        record.x[rd(word)] = written
+    return next_pc
+
+
+def _operand(kind: Operand, record: ContextRecord, word: int, immediate: int) -> int:
+    value: int
+    match kind:
+        case Operand.RS1:
+            value = record.x[rs1(word)]
+        case Operand.RS2:
+            value = record.x[rs2(word)]
+        case Operand.RD:
+            value = record.x[rd(word)]
+        case Operand.IMMEDIATE:
+            value = immediate
+        case Operand.PC:
+            value = record.pc
+        case Operand.SUM:
+            value = record.x[rs1(word)] + immediate
+    return value & U64
+
+
+def _target(pc: int) -> int:
+    if pc & 3:
+        raise _Leave(Trap(MISALIGNED_FETCH, pc))
+    return pc
+
+
+class _Evaluation:
+    """`Ops` over integers from 0 to 2^64 - 1, for one instruction."""
+
+    def __init__(self, context: Context, view: View, done: dict[int, bytes]) -> None:
+        self.context = context
+        self.done = done
+        self.halted = False
+        self._view = view
+
+    def constant(self, value: int) -> int:
+        return value & U64
+
+    def add(self, a: int, b: int) -> int:
+        return a + b & U64
+
+    def sub(self, a: int, b: int) -> int:
+        return a - b & U64
+
+    def mul(self, a: int, b: int) -> int:
+        return a * b & U64
+
+    def mul_high(self, a: int, b: int, *, a_signed: bool, b_signed: bool) -> int:
+        return _read(a, signed=a_signed) * _read(b, signed=b_signed) >> 64 & U64
+
+    def div(self, a: int, b: int, *, signed: bool) -> int:
+        if b == 0:
+            return U64
+        dividend, divisor = _read(a, signed=signed), _read(b, signed=signed)
+        quotient = abs(dividend) // abs(divisor)
+        return (quotient if (dividend < 0) == (divisor < 0) else -quotient) & U64
+
+    def rem(self, a: int, b: int, *, signed: bool) -> int:
+        if b == 0:
+            return a
+        dividend, divisor = _read(a, signed=signed), _read(b, signed=signed)
+        remainder = abs(dividend) % abs(divisor)
+        return (remainder if dividend >= 0 else -remainder) & U64
+
+    def and_(self, a: int, b: int) -> int:
+        return a & b
+
+    def or_(self, a: int, b: int) -> int:
+        return a | b
+
+    def xor(self, a: int, b: int) -> int:
+        return a ^ b
+
+    def shift_left(self, a: int, by: int) -> int:
+        return a << (by & 63) & U64
+
+    def shift_right(self, a: int, by: int, *, signed: bool) -> int:
+        return _read(a, signed=signed) >> (by & 63) & U64
+
+    def extend(self, a: int, bits: int, *, signed: bool) -> int:
+        return sign_extend(a, bits) & U64 if signed else a & (1 << bits) - 1
+
+    def equal(self, a: int, b: int) -> int:
+        return a == b
+
+    def less(self, a: int, b: int, *, signed: bool) -> int:
+        return _read(a, signed=signed) < _read(b, signed=signed)
+
+    def not_(self, truth: int) -> int:
+        return not truth
+
+    def number(self, truth: int) -> int:
+        return int(truth)
+
+    def load(self, address: int, size: int, *, signed: bool) -> int:
+        pieces = _pieces(address, size)
+        runs = [self._run(index, at, writing=False) for index, (at, _) in enumerate(pieces)]
+        data = b""
+        for index, ((at, length), run) in enumerate(zip(pieces, runs, strict=True)):
+            if index in self.done:
+                data += self.done[index]
+            elif run is None:
+                raise _Leave(Mmio(at, length, None), index)
+            else:
+                data += access.load(run, length)
+        return self.extend(int.from_bytes(data, "little"), size * 8, signed=signed)
+
+    def store(self, address: int, value: int, size: int) -> None:
+        data = (value & (1 << size * 8) - 1).to_bytes(size, "little")
+        pieces = _pieces(address, size)
+        runs = [self._run(index, at, writing=True) for index, (at, _) in enumerate(pieces)]
+        start = 0
+        for index, ((at, length), run) in enumerate(zip(pieces, runs, strict=True)):
+            part = data[start : start + length]
+            start += length
+            if index in self.done:
+                continue
+            if run is None:
+                raise _Leave(Mmio(at, length, part), index)
+            access.store(run, part)
+            self.done[index] = b""
+
+    def port_in(self, port: int, size: int) -> int:
+        if 0 not in self.done:
+            raise _Leave(Port(port & 0xFFFF, size, None))
+        return int.from_bytes(self.done[0], "little")
+
+    def port_out(self, port: int, value: int, size: int) -> None:
+        if 0 not in self.done:
+            data = (value & (1 << size * 8) - 1).to_bytes(size, "little")
+            raise _Leave(Port(port & 0xFFFF, size, data))
+
+    def fence(self) -> None:
+        """One instruction at a time is in order already."""
+
+    def fence_code(self) -> None:
+        """Every fetch reads the bytes anew."""
+
+    def wait_for_interrupt(self) -> None:
+        self.halted = True
+
+    def environment_call(self) -> None:
+        x = self.context.record.x
+        if 0 not in self.done:
+            raise _Leave(Hypercall(x[_A7], tuple(x[_A0 : _A0 + 6])))
+        x[_A0] = int.from_bytes(self.done[0], "little")
+
+    def breakpoint(self) -> None:
+        raise _Leave(Trap(BREAKPOINT, self.context.record.pc))
+
+    def _run(self, index: int, address: int, *, writing: bool) -> Run | None:
+        """Return the memory that a piece goes to, or None where it is MMIO; a lost page ends the instruction."""
+        run = self._view.find(address)
+        if index in self.done or run is None or (writing and run.memslot.readonly):
+            return None
+        if run.host_address is None:
+            raise _Leave(LostPage(address))
+        return run
+
+
+def _pieces(address: int, size: int) -> list[tuple[int, int]]:
+    """Cut an access at the border of a page, in the order of addresses."""
+    first = min(size, PAGE_SIZE - address % PAGE_SIZE)
+    rest = size - first
+    return [(address, first), (address + first & U64, rest)] if rest else [(address, first)]
+
+
+def _read(value: int, *, signed: bool) -> int:
+    return sign_extend(value, 64) if signed else value

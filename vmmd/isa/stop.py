@@ -1,0 +1,21 @@
+"""Why an engine left guest mode, or did not enter it. The numbers are what compiled code returns; 0 is an entry that succeeded."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Stop(IntEnum):
+    """Where it stopped, pc stands on the next instruction, and all before it have retired."""
+
+    BUDGET = 1
+    """The budget is used up."""
+
+    REQUEST = 2
+    """A request waits in the context."""
+
+    STALE = 3
+    """The context's view is not the VM's newest; nothing ran."""
+
+    INSTRUCTION = 4
+    """The instruction at pc is for the evaluation."""
