@@ -1,0 +1,153 @@
+"""The gate before every call that uses memslots: who is inside the hold passes, who is not is refused or waits.
+
+It drives `hold.Holds` on the event loop: the line of those who want a hold, and the count of calls under way without
+one, which a kick waits for. It knows nothing of vCPUs and memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from vmmd.kvm.errors import KvmError
+from vmmd.kvm.hold import Hold, Holds, Step
+
+
+class Gate:
+    """The gate of one VM.
+
+    Attributes:
+        holds: the state machine that it asks.
+    """
+
+    def __init__(self) -> None:
+        self.holds = Holds()
+        self._under_way = 0
+        self._changed: asyncio.Future[None] | None = None
+        self._closed: KvmError | None = None
+
+    @asynccontextmanager
+    async def inside(self, name: str | None, wait_ms: int) -> AsyncIterator[Hold | None]:
+        """Be inside for the length of a call; give the hold, or None where there is none.
+
+        What fails inside fails the hold.
+
+        Raises:
+            KvmError: as `Holds.admit`; EBUSY for a held VM only after `wait_ms` milliseconds.
+        """
+        hold = await self._admit(name, wait_ms)
+        if hold is not None:
+            try:
+                yield hold
+            except KvmError as error:
+                self.fail(hold, error)
+                raise
+            return
+        self._under_way += 1
+        try:
+            yield None
+        finally:
+            self._under_way -= 1
+            self._wake()
+
+    def fail(self, hold: Hold, error: KvmError) -> None:
+        """Note that something inside a hold failed; the first error stands."""
+        hold.take(Step.FAIL)
+        hold.error = hold.error or error
+
+    async def acquire(self, name: str, wait_ms: int) -> Hold:
+        """Open a hold, in line after those who came before, and wait for the calls under way.
+
+        Raises:
+            KvmError: ETIMEDOUT after `wait_ms` milliseconds, with nothing left behind.
+        """
+        deadline = asyncio.get_running_loop().time() + wait_ms / 1000
+        self.check_open()
+        ticket: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self.holds.stand_in_line(ticket, name):
+            await self._wait_in_line(ticket, name, deadline, wait_ms)
+        hold = self.holds.current
+        assert hold is not None, "the line opens the hold of its first"  # noqa: S101
+        try:
+            while self._under_way:
+                self.check_open()
+                if not await self._change(deadline):
+                    raise KvmError(errno.ETIMEDOUT, f"{self._under_way} calls were still under way after {wait_ms} ms")
+        except BaseException:
+            hold.take(Step.GIVE_UP)
+            self.release("could not be opened")
+            raise
+        return hold
+
+    def release(self, became: str) -> None:
+        """Forget the current hold, which has ended, and let the next one in line open."""
+        self.holds.end(time.monotonic_ns(), became)
+        ticket = self.holds.admit_next()
+        if isinstance(ticket, asyncio.Future):
+            ticket.set_result(None)
+        self._wake()
+
+    def close(self, error: KvmError) -> None:
+        """Refuse everybody from now on, those who wait too."""
+        self._closed = error
+        hold = self.holds.current
+        while hold is not None:
+            self.release("went with its VM")
+            hold = self.holds.current
+        self._wake()
+
+    async def _admit(self, name: str | None, wait_ms: int) -> Hold | None:
+        deadline = asyncio.get_running_loop().time() + wait_ms / 1000
+        while True:
+            self.check_open()
+            try:
+                return self.holds.admit(name, time.monotonic_ns())
+            except KvmError as error:
+                if error.errno != errno.EBUSY or not await self._change(deadline):
+                    raise
+
+    async def _wait_in_line(self, ticket: asyncio.Future[None], name: str, deadline: float, wait_ms: int) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await asyncio.shield(ticket)
+            self.check_open()
+        except BaseException as error:
+            if ticket.done():
+                # Its turn came while it was going away.
+                if self.holds.current is not None:
+                    self.holds.current.take(Step.GIVE_UP)
+                    self.release("was given up")
+            else:
+                self.holds.step_out(ticket)
+                ticket.cancel()
+            if isinstance(error, TimeoutError):
+                message = f"another hold was open for {wait_ms} ms; wait longer with wait_ms, or resume it"
+                raise KvmError(errno.ETIMEDOUT, message) from None
+            raise
+
+    def check_open(self) -> None:
+        """Refuse where the VM is being destroyed.
+
+        Raises:
+            KvmError: ECANCELED.
+        """
+        if self._closed is not None:
+            raise self._closed
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set_result(None)
+            self._changed = None
+
+    async def _change(self, deadline: float) -> bool:
+        """Wait until something has changed; tell whether it did before the deadline."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= deadline:
+            return False
+        if self._changed is None:
+            self._changed = loop.create_future()
+        await asyncio.wait([self._changed], timeout=deadline - loop.time())
+        return True

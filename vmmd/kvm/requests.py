@@ -1,0 +1,28 @@
+"""Requests to a vCPU: bits in its context's request word, as in KVM, and who clears which.
+
+A vCPU looks at them before it enters guest mode and at least once in every chunk of instructions. There is no kick
+without one: nothing else keeps a vCPU that was kicked from entering again at once.
+"""
+
+from __future__ import annotations
+
+KVM_REQ_TLB_FLUSH = 1 << 0
+"""Leave guest mode once, and take the newest view. The vCPU clears it."""
+
+KVM_REQ_VM_DEAD = 1 << 1
+"""The VM is being destroyed: KVM_RUN ends. Nobody clears it."""
+
+KVM_REQ_HOLD = 1 << 33
+"""A hold is open: KVM_RUN parks inside. The resume clears it."""
+
+KVM_REQ_PAUSE = 1 << 34
+"""Somebody uses the registers: KVM_RUN parks inside. Whoever set it clears it."""
+
+SIGNAL_PENDING = 1 << 63
+"""KVM_RUN ends with EINTR, as for a thread with a signal. KVM_RUN clears it."""
+
+PARKING = KVM_REQ_HOLD | KVM_REQ_PAUSE
+"""Requests that keep KVM_RUN inside, without running."""
+
+ENDING = KVM_REQ_VM_DEAD | SIGNAL_PENDING
+"""Requests that end KVM_RUN, a parked one too."""

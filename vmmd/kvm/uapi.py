@@ -1,0 +1,37 @@
+"""KVM's constants: the names and numbers of include/uapi/linux/kvm.h that vmmd has."""
+
+from __future__ import annotations
+
+import os
+
+from vmmd.memory.limits import ADDRESS_SPACES, USER_MEM_SLOTS
+
+KVM_API_VERSION = 12
+
+KVM_MAX_VCPUS = 1024
+"""vCPUs of one VM; their ids are below it too."""
+
+KVM_INTERNAL_ERROR_EMULATION = 1
+
+KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT = 0, 1
+
+KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE = 1 << 0
+KVM_DIRTY_LOG_INITIALLY_SET = 1 << 1
+
+KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 = "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2"
+
+CAPABILITIES: dict[str, int] = {
+    "KVM_CAP_USER_MEMORY": 1,
+    "KVM_CAP_DESTROY_MEMORY_REGION_WORKS": 1,
+    "KVM_CAP_JOIN_MEMORY_REGIONS_WORKS": 1,
+    "KVM_CAP_NR_VCPUS": os.cpu_count() or 1,
+    "KVM_CAP_MAX_VCPUS": KVM_MAX_VCPUS,
+    "KVM_CAP_MAX_VCPU_ID": KVM_MAX_VCPUS,
+    "KVM_CAP_NR_MEMSLOTS": USER_MEM_SLOTS,
+    "KVM_CAP_SYNC_MMU": 1,
+    "KVM_CAP_READONLY_MEM": 1,
+    "KVM_CAP_MULTI_ADDRESS_SPACE": ADDRESS_SPACES - 1,
+    "KVM_CAP_IMMEDIATE_EXIT": 1,
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET,
+}
+"""What KVM_CHECK_EXTENSION answers; 0 for every other."""
