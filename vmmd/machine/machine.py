@@ -1,0 +1,134 @@
+"""Machines: a VM together with its run loops and its console, and the table of all of them.
+
+    CREATED --start--> RUNNING --stop--> STOPPED --start--> RUNNING …
+
+A machine stays RUNNING when loops have ended by themselves: what ended each is kept until the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Mapping
+from enum import Enum
+
+from vmmd.kvm.errors import KvmError
+from vmmd.kvm.exits import Exit
+from vmmd.kvm.system import System
+from vmmd.kvm.vm import Vm
+from vmmd.machine.console import Console
+from vmmd.machine.run_loop import StrayPolicy, run_loop, was_stopped
+
+
+class MachineState(Enum):
+    """Whether the run loops were started."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    STOPPED = "stopped"
+
+
+class Machine:
+    """One VM and its userspace half.
+
+    Attributes:
+        vm: the VM.
+        state: whether its loops run.
+    """
+
+    def __init__(self, vm: Vm) -> None:
+        self.vm = vm
+        self.state = MachineState.CREATED
+        self._console = Console()
+        self._loops: dict[int, asyncio.Task[Exit | KvmError]] = {}
+        self._ended: dict[int, Exit | KvmError] = {}
+
+    @property
+    def ended(self) -> Mapping[int, Exit | KvmError]:
+        """What ended the loops that ended by themselves, by vCPU."""
+        return self._ended
+
+    def start(self, policy: StrayPolicy = StrayPolicy.STOP) -> None:
+        """Start a loop for each vCPU that there is.
+
+        Raises:
+            KvmError: EBUSY where loops are running, or a vCPU is in KVM_RUN.
+        """
+        if self.state is MachineState.RUNNING:
+            raise KvmError(errno.EBUSY, f"the run loops of VM {self.vm.id} are started; stop them first")
+        busy = [vcpu.id for vcpu in self.vm.vcpus.values() if vcpu.is_running]
+        if busy:
+            raise KvmError(errno.EBUSY, f"vCPUs {busy} of VM {self.vm.id} are in KVM_RUN")
+        self._ended.clear()
+        self.state = MachineState.RUNNING
+        for vcpu in self.vm.vcpus.values():
+            loop = asyncio.create_task(run_loop(vcpu, self._console, policy), name=f"{self.vm.id}-vcpu{vcpu.id}")
+            loop.add_done_callback(lambda done, vcpu_id=vcpu.id: self._note_end(vcpu_id, done))  # type: ignore[misc]
+            self._loops[vcpu.id] = loop
+
+    async def stop(self) -> None:
+        """End all loops, held ones too, and wait until they have; where none runs, it does nothing."""
+        while self._loops:
+            for vcpu_id in self._loops:
+                self.vm.vcpu(vcpu_id).signal()
+            # A loop may be between two runs, where a signal finds nothing: look again once it has moved.
+            await asyncio.wait(self._loops.values(), timeout=0.01)
+        if self.state is MachineState.RUNNING:
+            self.state = MachineState.STOPPED
+
+    def read_console(self, since: int = 0) -> tuple[bytes, int]:
+        """Return console output from a position on, and the position behind it."""
+        return self._console.read(since)
+
+    def _note_end(self, vcpu_id: int, loop: asyncio.Task[Exit | KvmError]) -> None:
+        del self._loops[vcpu_id]
+        if not loop.cancelled() and not was_stopped(loop.result()):
+            self._ended[vcpu_id] = loop.result()
+
+
+class Machines:
+    """Every machine of the system."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+        self._machines: dict[str, Machine] = {}
+
+    def create(self, name: str | None = None) -> Machine:
+        """Make a VM with its userspace half.
+
+        Raises:
+            KvmError: EMFILE where the limit of VMs is reached.
+        """
+        machine = Machine(self._system.create_vm(name))
+        self._machines[machine.vm.id] = machine
+        return machine
+
+    def get(self, vm_id: str) -> Machine:
+        """Return the machine of a VM.
+
+        Raises:
+            KvmError: EBADF where there is none of that id.
+        """
+        if vm_id not in self._machines:
+            raise KvmError(errno.EBADF, f"there is no VM {vm_id!r}")
+        return self._machines[vm_id]
+
+    def all(self) -> list[Machine]:
+        """Return every machine, the oldest first."""
+        return list(self._machines.values())
+
+    async def destroy(self, vm_id: str) -> None:
+        """Destroy a VM, whatever goes on in it.
+
+        Raises:
+            KvmError: EBADF where there is none of that id.
+        """
+        machine = self.get(vm_id)
+        del self._machines[vm_id]
+        await self._system.destroy_vm(vm_id)
+        await machine.stop()
+
+    async def close(self) -> None:
+        """Destroy every machine."""
+        for vm_id in list(self._machines):
+            await self.destroy(vm_id)

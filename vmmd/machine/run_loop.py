@@ -1,0 +1,53 @@
+"""The run loop that every VMM has: a coroutine for each vCPU that calls KVM_RUN for good and serves its exits.
+
+port 0x3f8 out: to the console; any other port: nothing written, all ones read
+MMIO that nobody owns: counted as stray, then by the policy: stop this vCPU, or go on with all ones read
+anything else, and every error: ends this vCPU's loop
+"""
+
+from __future__ import annotations
+
+import errno
+from enum import Enum
+
+from vmmd.kvm.errors import KvmError
+from vmmd.kvm.exits import Exit, IoExit, MmioExit
+from vmmd.kvm.uapi import KVM_EXIT_IO_OUT
+from vmmd.kvm.vcpu import Vcpu
+from vmmd.machine.console import CONSOLE_PORT, Console
+
+
+class StrayPolicy(Enum):
+    """What becomes of a vCPU at an MMIO exit that no device owns."""
+
+    STOP = "stop"
+    ONES = "ones"
+
+
+async def run_loop(vcpu: Vcpu, console: Console, policy: StrayPolicy) -> Exit | KvmError:
+    """Run a vCPU until an exit or error ends its loop, and return that. EINTR is the loop being stopped."""
+    data: bytes | None = None
+    while True:
+        try:
+            exit_ = await vcpu.run(data)
+        except KvmError as error:
+            return error
+        data = None
+        match exit_:
+            case IoExit(direction=direction, port=port, data=written):
+                if direction != KVM_EXIT_IO_OUT:
+                    data = b"\xff" * exit_.size
+                elif port == CONSOLE_PORT:
+                    console.write(written or b"")
+            case MmioExit(is_write=is_write):
+                vcpu.stray_exits += 1
+                if policy is StrayPolicy.STOP:
+                    return exit_
+                data = None if is_write else b"\xff" * exit_.len
+            case _:
+                return exit_
+
+
+def was_stopped(ending: Exit | KvmError) -> bool:
+    """Tell whether a loop ended because it was told to."""
+    return isinstance(ending, KvmError) and ending.errno == errno.EINTR
