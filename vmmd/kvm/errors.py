@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno as _errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vmmd.memory.errors import Refused
+from vmmd.memory.errors import Refused, errno_name
 
 
 class KvmError(Exception):
@@ -30,7 +29,7 @@ class KvmError(Exception):
     @property
     def name(self) -> str:
         """The errno's name, as "EEXIST"."""
-        return _errno.errorcode.get(self.errno, str(self.errno))
+        return errno_name(self.errno)
 
     def __str__(self) -> str:
         """Say the ioctl, the errno's name and the sentence."""

@@ -51,12 +51,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Kick:
-    """What a kick answers. `kicked`: vCPUs inside KVM_RUN then."""
+    """What a kick answers. `kicked`: vCPUs inside KVM_RUN then. `renewed`: the hold was open already."""
 
     hold: str
     kicked: int
     kick_ns: int
     generation: int
+    renewed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,10 @@ class Vm:
         if vcpu_id not in self._vcpus:
             raise KvmError(errno.EBADF, f"VM {self.id} has no vCPU {vcpu_id}")
         return self._vcpus[vcpu_id]
+
+    def memslot(self, slot: int) -> Memslot | None:
+        """Return the slot of that id, if it is set."""
+        return self._meet.view.memslots.get(slot)
 
     def memory_regions(self, first: int = 0, count: int | None = None) -> tuple[int, list[Memslot]]:
         """Return the generation, and at most `count` slots from the `first` on, in the order of their ids."""
@@ -336,7 +341,7 @@ class Vm:
         with in_ioctl("KVM_KICK_ALL_RUNNING_VCPUS"):
             check_name(hold)
             if self._gate.holds.renew(hold, time.monotonic_ns()) is not None:
-                return Kick(hold, self._running(), 0, self.generation)
+                return Kick(hold, self._running(), 0, self.generation, renewed=True)
             wait_ms = min(self._limits.wait_ms if wait_ms is None else wait_ms, self._limits.max_wait_ms)
             deadline = asyncio.get_running_loop().time() + wait_ms / 1000
             opened = await self._gate.acquire(hold, wait_ms)

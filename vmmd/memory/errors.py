@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import errno as _errno
 
+_LINUX_NAMES = {**_errno.errorcode, _errno.EDEADLK: "EDEADLK"}
+
+
+def errno_name(number: int) -> str:
+    """Return an errno's name, "EEXIST" for 17; where Linux has two, the one that its documents use."""
+    return _LINUX_NAMES.get(number, str(number))
+
 
 class Refused(Exception):  # noqa: N818  (it is what happened, and no fault of the program)
     """A request broke a rule; nothing has changed.
@@ -20,4 +27,4 @@ class Refused(Exception):  # noqa: N818  (it is what happened, and no fault of t
 
     def __str__(self) -> str:
         """Say the errno's name and the sentence."""
-        return f"{_errno.errorcode.get(self.errno, self.errno)}: {self.message}"
+        return f"{errno_name(self.errno)}: {self.message}"
