@@ -1,0 +1,43 @@
+"""What tests of several rooms share."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from vmmd.isa.engine import ENGINES
+from vmmd.kvm.system import System
+from vmmd.kvm.vm import Limits
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the compiled engine's code, filled by the first test that needs it."""
+    return tmp_path_factory.mktemp("cache") / "code"
+
+
+@pytest.fixture(params=ENGINES)
+def engine_name(request: pytest.FixtureRequest) -> str:
+    """Each engine in turn, for what must not depend on it."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def system(engine_name: str, cache_dir: Path) -> AsyncIterator[System]:
+    """A system with two workers and small limits; it is closed whatever the test left running."""
+    limits = Limits(guest_memory_bytes=64 << 20, vms=3, vcpus_per_vm=8)
+    system = System(engine=engine_name, cache_dir=cache_dir, workers=2, limits=limits)
+    yield system
+    await system.close()
+
+
+@pytest.fixture
+def reference_counts_alone() -> Iterator[None]:
+    """Keep the garbage collector from doing what reference counts have to do by themselves."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
