@@ -1,0 +1,73 @@
+"""The table of methods: every row is whole, and says what its parameters say."""
+
+import errno
+
+import pytest
+
+from vmmd.api.methods import METHODS, Method
+from vmmd.api.types import ChangeOptions, GateOptions, VmParams
+
+ROWS = list(METHODS.values())
+GATED = {
+    "vm.map_host_memory",
+    "vm.unmap_host_memory",
+    "vm.read_host_memory",
+    "vm.write_host_memory",
+    "vm.read_guest_memory",
+    "vm.write_guest_memory",
+    "vm.set_user_memory_region",
+    "vm.get_dirty_log",
+    "vm.clear_dirty_log",
+}
+
+each_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+
+
+@each_row
+def test_a_name_is_a_level_and_an_ioctl_in_snake_case(row: Method) -> None:
+    level, _, name = row.name.partition(".")
+    assert level in {"kvm", "vm", "vcpu", "isa", "daemon"}
+    assert name.isidentifier()
+    assert name.islower()
+    assert level not in {"vm", "vcpu"} or issubclass(row.params, VmParams)
+    assert (level == "vcpu") <= ("vcpu" in row.params.model_fields)
+
+
+@each_row
+def test_a_row_has_a_summary_and_every_parameter_a_description(row: Method) -> None:
+    assert row.summary.endswith(".")
+    for name, field in row.params.model_fields.items():
+        assert field.description, name
+    assert row.params.__doc__
+
+
+@each_row
+def test_what_changes_a_vm_takes_if_generation_and_what_reads_does_not(row: Method) -> None:
+    assert issubclass(row.params, ChangeOptions) == (row.changes and issubclass(row.params, VmParams))
+
+
+@each_row
+def test_what_uses_memslots_is_gated_and_takes_the_gates_options(row: Method) -> None:
+    assert row.gated == (row.name in GATED)
+    assert row.gated == issubclass(row.params, GateOptions)
+
+
+@each_row
+def test_errors_are_errnos_that_exist_each_once(row: Method) -> None:
+    assert len(set(row.all_errors)) == len(row.all_errors)
+    for name in row.all_errors:
+        assert isinstance(getattr(errno, name), int)
+
+
+@each_row
+def test_parameters_and_results_have_a_json_schema(row: Method) -> None:
+    assert row.params.model_json_schema()["type"] == "object"
+    assert row.result_adapter.json_schema(mode="serialization")
+
+
+@each_row
+def test_positions_name_every_parameter_once_and_required_ones_first(row: Method) -> None:
+    positions = row.params.positions()
+    assert sorted(positions) == sorted(row.params.model_fields)
+    required = [row.params.model_fields[name].is_required() for name in positions]
+    assert required == sorted(required, reverse=True)

@@ -1,0 +1,65 @@
+"""Errors on the wire: JSON-RPC's codes, and the data that goes with an errno.
+
+An ioctl that fails answers with `code` = the errno's number; the codes -32768..-32000 keep JSON-RPC's meanings.
+"""
+
+import errno
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from vmmd.api.types import Result
+
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
+INTERNAL_ERROR = -32603
+
+
+# Where Linux has two names for a number, Python's table has either: these are the names that the documents use.
+_NAMES: dict[int, str] = {
+    **errno.errorcode,
+    errno.EAGAIN: "EAGAIN",
+    errno.EDEADLK: "EDEADLK",
+    errno.EOPNOTSUPP: "EOPNOTSUPP",
+}
+
+
+def errno_name(code: int) -> str | None:
+    """Give the errno's name for an error code, "EEXIST" for 17; None where the code is none of Linux's."""
+    return _NAMES.get(code)
+
+
+class ErrorData(Result):
+    """`error.data` of an ioctl that failed. What one error has beyond this stands beside it, and is kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    errno: str = Field(description='The errno\'s name, "EEXIST".')
+    ioctl: str | None = Field(default=None, description='The ioctl that failed, "KVM_SET_USER_MEMORY_REGION".')
+    exit_reason: str | None = Field(default=None, description="KVM_RUN's exit reason beside EINTR or EFAULT.")
+    rolled_back: bool = Field(
+        default=False, description="True where a hold had failed and its resume undid what was done inside it."
+    )
+
+
+class InvalidParam(Result):
+    """One parameter that was refused."""
+
+    parameter: str = Field(description='The path to it, "regions.3.slot"; empty for the parameters as a whole.')
+    problem: str = Field(description="What is wrong with it, with the value.")
+
+
+class InvalidParamsData(Result):
+    """`error.data` of code -32602."""
+
+    problems: tuple[InvalidParam, ...]
+
+
+class RpcError(Result):
+    """JSON-RPC's error object."""
+
+    code: int
+    message: str
+    data: Any = None

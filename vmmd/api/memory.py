@@ -1,0 +1,63 @@
+"""Models of host memory, what memslots point into, and of guest memory, what vCPUs see through memslots."""
+
+from pydantic import Field
+
+from vmmd.api.types import U32, Base64, ChangeOptions, GateOptions, Hex64, Result, U64In, VmParams
+
+_PAGES = "a multiple of 4096"
+
+
+class MapHostMemoryParams(VmParams, GateOptions, ChangeOptions):
+    """How much memory to map."""
+
+    size: U64In = Field(description=f"Bytes to map, {_PAGES}; counts against the VM's and the daemon's limit.")
+    name: str | None = Field(default=None, min_length=1, max_length=64, description="A name for people.")
+
+
+class MapHostMemoryResult(Result):
+    """Where it lies."""
+
+    userspace_addr: Hex64 = Field(
+        description="The first byte's address in the VM's own host address space; zeroed pages."
+    )
+
+
+class UnmapHostMemoryParams(VmParams, GateOptions, ChangeOptions):
+    """Which pages go: any whole pages, across mappings too."""
+
+    userspace_addr: U64In = Field(description=f"The first byte's address, {_PAGES}.")
+    size: U64In = Field(description=f"Bytes to unmap, {_PAGES}.")
+
+
+class ReadHostMemoryParams(VmParams, GateOptions):
+    """Which bytes of host memory to read."""
+
+    userspace_addr: U64In = Field(description="The first byte's address in the VM's own host address space.")
+    length: U32 = Field(description="Bytes to read.")
+
+
+class WriteHostMemoryParams(VmParams, GateOptions, ChangeOptions):
+    """Which bytes to write to host memory; no dirty bit is set."""
+
+    userspace_addr: U64In = Field(description="The first byte's address in the VM's own host address space.")
+    data: Base64 = Field(description="The bytes, base64.")
+
+
+class ReadGuestMemoryParams(VmParams, GateOptions):
+    """Which bytes of guest memory to read."""
+
+    guest_phys_addr: U64In = Field(description="The first byte's guest physical address.")
+    length: U32 = Field(description="Bytes to read.")
+
+
+class WriteGuestMemoryParams(VmParams, GateOptions, ChangeOptions):
+    """Which bytes to write to guest memory; dirty bits are set where the slot logs."""
+
+    guest_phys_addr: U64In = Field(description="The first byte's guest physical address.")
+    data: Base64 = Field(description="The bytes, base64.")
+
+
+class MemoryResult(Result):
+    """The bytes that were read."""
+
+    data: Base64 = Field(description="The bytes, base64.")

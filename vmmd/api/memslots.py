@@ -1,0 +1,103 @@
+"""Models of memslots and their dirty log."""
+
+from pydantic import Field
+
+from vmmd.api.types import (
+    U32,
+    Base64,
+    ChangeOptions,
+    Count,
+    GateOptions,
+    Hex64,
+    MemFlags,
+    Params,
+    Result,
+    U64In,
+    VmParams,
+)
+
+
+class MemoryRegion(Params):
+    """The five fields of struct kvm_userspace_memory_region, in its order."""
+
+    slot: U32 = Field(description="The slot's id in bits 0 to 15, the address space's in bits 16 to 31.")
+    flags: MemFlags = Field(
+        description="KVM_MEM_LOG_DIRTY_PAGES (1) and KVM_MEM_READONLY (2): the integer, or a list of names."
+    )
+    guest_phys_addr: U64In = Field(description="The slot's first guest physical address, a multiple of 4096.")
+    memory_size: U64In = Field(description="Bytes, a multiple of 4096; 0 deletes the slot.")
+    userspace_addr: U64In = Field(
+        description="Where the memory lies in the VM's own host address space, a multiple of 4096."
+    )
+
+
+class SetUserMemoryRegionParams(MemoryRegion, VmParams, GateOptions, ChangeOptions):
+    """The five fields of struct kvm_userspace_memory_region."""
+
+
+class GenerationResult(Result):
+    """The slot table after the call."""
+
+    generation: Count = Field(description="The slot table's generation: +1 for each table that was published.")
+
+
+class GetMemoryRegionsParams(VmParams):
+    """Which part of the slot table to give."""
+
+    first: U32 = Field(default=0, description="How many slots to leave out, counted in order of slot ids.")
+    count: U32 | None = Field(default=None, description="How many slots to give at most; left out: all.")
+
+
+class RegionInfo(Result):
+    """One memslot."""
+
+    slot: U32
+    flags: U32
+    guest_phys_addr: Hex64
+    memory_size: Hex64
+    userspace_addr: Hex64
+
+
+class RegionsResult(Result):
+    """The slot table, or a part of it, in order of slot ids."""
+
+    generation: Count
+    regions: tuple[RegionInfo, ...]
+
+
+class GetDirtyLogParams(VmParams, GateOptions, ChangeOptions):
+    """Which slot's dirty pages to fetch (and, in KVM's default mode, to clear)."""
+
+    slot: U32 = Field(description="The slot's id.")
+    first_page: U64In | None = Field(
+        default=None,
+        description="The first page to fetch, a multiple of 64, counted from the slot's start; left out: 0.",
+    )
+    num_pages: U32 | None = Field(
+        default=None,
+        description="How many pages to fetch, a multiple of 64 or up to the slot's end; left out: up to the end.",
+    )
+
+
+class DirtyLogResult(Result):
+    """A dirty bitmap."""
+
+    bitmap: Base64 = Field(description="KVM's layout: bit j of byte k is page 8k+j, in whole 64-bit words, base64.")
+
+
+class ClearDirtyLogParams(VmParams, GateOptions, ChangeOptions):
+    """Which dirty bits to clear: struct kvm_clear_dirty_log."""
+
+    slot: U32 = Field(description="The slot's id.")
+    first_page: U64In = Field(description="The page of the bitmap's first bit, a multiple of 64.")
+    num_pages: U32 = Field(description="How many pages, a multiple of 64 or up to the slot's end.")
+    bitmap: Base64 = Field(description="The bits to clear, in KVM's layout, base64.")
+
+
+class EnableCapParams(VmParams, ChangeOptions):
+    """Which capability to switch on: struct kvm_enable_cap."""
+
+    cap: str = Field(min_length=1, max_length=128, description='The capability\'s name, "KVM_CAP_…".')
+    args: tuple[U64In, ...] = Field(
+        default=(), max_length=4, description="Up to four 64-bit arguments; the rest are 0."
+    )

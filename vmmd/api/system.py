@@ -1,0 +1,77 @@
+"""Models of the system level (`kvm.`) and of the daemon itself (`daemon.`)."""
+
+from pydantic import Field
+
+from vmmd.api.errors import RpcError
+from vmmd.api.types import ChangeOptions, Count, Params, Result, VmParams
+from vmmd.api.vcpus import RunResult
+
+
+class GetApiVersionParams(Params):
+    """No parameters."""
+
+
+class CheckExtensionParams(Params):
+    """Which capability is asked for."""
+
+    extension: str = Field(min_length=1, max_length=128, description='The capability\'s name, "KVM_CAP_NR_MEMSLOTS".')
+
+
+class CreateVmParams(Params):
+    """What the new VM is called."""
+
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="A name for people, in lists and logs; it need not be unique.",
+    )
+
+
+class CreateVmResult(Result):
+    """The new VM."""
+
+    vm: str = Field(description="The VM's id, which every other call names it by.")
+
+
+class DestroyVmParams(VmParams, ChangeOptions):
+    """Which VM goes."""
+
+
+class ListVmsParams(Params):
+    """No parameters."""
+
+
+class EndedVcpu(Result):
+    """What ended a vCPU's run loop: an exit that nobody handles, or an error of KVM_RUN."""
+
+    vcpu: int
+    exit: RunResult | None = None
+    error: RpcError | None = None
+
+
+class VmInfo(Result):
+    """One VM in a list."""
+
+    vm: str
+    name: str | None
+    state: str = Field(description='"created", "running" (its run loops were started) or "stopped".')
+    vcpus: tuple[int, ...] = Field(description="The vCPUs' ids, in order.")
+    generation: Count = Field(description="The slot table's generation.")
+    ended: tuple[EndedVcpu, ...] = Field(description="The vCPUs whose run loop has ended by itself, and by what.")
+
+
+class GetInfoParams(Params):
+    """No parameters."""
+
+
+class InfoResult(Result):
+    """What the daemon says about itself."""
+
+    version: str = Field(description="The daemon's version.")
+    engine: str = Field(description='"compiled" or "evaluated": what executes guest instructions.')
+    pid: int = Field(description="The daemon's process id.")
+    uptime_ms: Count = Field(description="Milliseconds since the daemon was ready.")
+    limits: dict[str, int] = Field(
+        description="Every limit by its name in the configuration, with the unit in the name."
+    )

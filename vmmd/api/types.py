@@ -1,0 +1,181 @@
+"""What wire models are made of: 64-bit quantities, bytes, flags, and the base classes of parameters and results.
+
+Refuses what Python would forgive: integers are never booleans, floats or decimal strings, and never leave their width.
+No model here can be changed once made.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+U32_MAX = 2**32 - 1
+U64_MAX = 2**64 - 1
+
+# KVM's names for the bits of a memslot's `flags` (uapi/linux/kvm.h).
+MEM_FLAGS: Mapping[str, int] = {"KVM_MEM_LOG_DIRTY_PAGES": 1 << 0, "KVM_MEM_READONLY": 1 << 1}
+
+_HEX = re.compile(r"0[xX][0-9a-fA-F]{1,16}")
+_HEX_SCHEMA = {"type": "string", "pattern": "^0x[0-9a-f]{1,16}$", "examples": ["0x100000"]}
+_U64_SCHEMA = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0, "maximum": U64_MAX},
+        {"type": "string", "pattern": "^0[xX][0-9a-fA-F]{1,16}$"},
+    ]
+}
+_FLAGS_SCHEMA = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0, "maximum": U32_MAX},
+        {"type": "array", "items": {"enum": list(MEM_FLAGS)}},
+    ]
+}
+
+
+def _u64(value: object) -> object:
+    """Give the integer for an integer or a "0x…" string; the bound is written out, since Python integers never wrap."""
+    if isinstance(value, str) and _HEX.fullmatch(value):
+        return int(value, 16)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError('a 64-bit quantity is an integer, or a string like "0x1000" with 1 to 16 hexadecimal digits')
+    return _count(value)
+
+
+def _count(value: int) -> int:
+    if not 0 <= value <= U64_MAX:
+        raise ValueError("a 64-bit quantity is at least 0 and at most 2^64 - 1")
+    return value
+
+
+def _flags(value: object) -> object:
+    """Give the integer for a list of flag names; anything else goes on to the integer check."""
+    if not isinstance(value, list | tuple):
+        return value
+    bits = 0
+    for name in value:
+        if not isinstance(name, str) or name not in MEM_FLAGS:
+            raise ValueError(f"{name!r:.60} is no memslot flag; the flags are {', '.join(MEM_FLAGS)}")
+        bits |= MEM_FLAGS[name]
+    return bits
+
+
+def _bytes(value: object) -> object:
+    """Give the bytes for a base64 string; bytes go on as they are, for callers in Python."""
+    if isinstance(value, str):
+        try:
+            return base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ValueError(f"bytes are standard base64 with padding ({error})") from None
+    return value
+
+
+def _base64(value: bytes) -> str:
+    return base64.b64encode(value).decode("ascii")
+
+
+U32 = Annotated[int, Field(strict=True, ge=0, le=U32_MAX)]
+"""A small number: an id, a count, a length, a time in milliseconds. Always an integer on the wire."""
+
+Count = Annotated[
+    int,
+    Field(strict=True),
+    AfterValidator(_count),
+    WithJsonSchema({"type": "integer", "minimum": 0, "maximum": U64_MAX}),
+]
+"""A number that only grows: a generation, a counter, nanoseconds. Always an integer on the wire."""
+
+U64In = Annotated[
+    int,
+    BeforeValidator(_u64),
+    PlainSerializer(hex, return_type=str, when_used="json"),
+    WithJsonSchema(_U64_SCHEMA),
+]
+"""An address, size or register in a request: an integer or a "0x…" string, never outside 64 bits."""
+
+Hex64 = Annotated[
+    int,
+    BeforeValidator(_u64),
+    PlainSerializer(hex, return_type=str, when_used="json"),
+    WithJsonSchema(_HEX_SCHEMA),
+]
+"""An address, size or register in a reply: given as a "0x…" string, since JavaScript and jq round beyond 2^53."""
+
+MemFlags = Annotated[int, BeforeValidator(_flags), Field(strict=True, ge=0, le=U32_MAX), WithJsonSchema(_FLAGS_SCHEMA)]
+"""A memslot's flags in a request: the integer, or a list of names out of `MEM_FLAGS`. KVM says which bits are legal."""
+
+Base64 = Annotated[
+    bytes,
+    BeforeValidator(_bytes),
+    PlainSerializer(_base64, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
+]
+"""Bytes: standard base64 with padding on the wire, `bytes` in Python."""
+
+VmId = Annotated[str, Field(min_length=1, max_length=64, description="The VM's id, as kvm.create_vm gave it.")]
+VcpuId = Annotated[U32, Field(description="The vCPU's id, as it was given to vm.create_vcpu.")]
+HoldName = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class WireModel(BaseModel):
+    """What every model of the wire shares: it cannot be changed."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Params(WireModel):
+    """A method's parameters. Members that the model does not name are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def positions(cls) -> tuple[str, ...]:
+        """Give the parameters' names in the order of a call by position: a method's own, then its options."""
+        options = [
+            name for mixin in (GateOptions, ChangeOptions) if issubclass(cls, mixin) for name in mixin.model_fields
+        ]
+        return (*(name for name in cls.model_fields if name not in options), *options)
+
+    def wire(self) -> dict[str, Any]:
+        """Give the parameters as they go over the wire: JSON's types, and only what was set."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Result(WireModel):
+    """A method's result. Members that the model does not name are ignored: a later daemon's reply may have more."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ChangeOptions(Params):
+    """The option of every call that changes something of a VM."""
+
+    if_generation: U64In | None = Field(
+        default=None,
+        description="Refuse the call with ESTALE unless the VM's slot table still has this generation.",
+    )
+
+
+class GateOptions(Params):
+    """The options of every call that uses memslots, and so stays out while somebody else holds the VM."""
+
+    hold: HoldName | None = Field(
+        default=None, description="The name of the open hold that this call belongs to; left out: no hold."
+    )
+    wait_ms: U32 = Field(
+        default=0,
+        description="How long to wait, in milliseconds, while somebody else's hold is open, before EBUSY; 0: no time.",
+    )
+
+
+class VmParams(Params):
+    """The parameters of a method of one VM."""
+
+    vm: VmId
+
+
+class VcpuParams(VmParams):
+    """The parameters of a method of one vCPU."""
+
+    vcpu: VcpuId

@@ -1,0 +1,119 @@
+"""Models of vCPUs: KVM_RUN and its exits, registers, statistics."""
+
+from pydantic import Field
+
+from vmmd.api.types import U32, Base64, ChangeOptions, Count, Hex64, Result, U64In, VcpuParams, VmParams
+
+
+class CreateVcpuParams(VcpuParams, ChangeOptions):
+    """The new vCPU's id."""
+
+
+class CreateVcpuResult(Result):
+    """The new vCPU."""
+
+    vcpu: int
+
+
+class RunParams(VcpuParams, ChangeOptions):
+    """One KVM_RUN."""
+
+    data: Base64 | None = Field(
+        default=None,
+        max_length=8,
+        description="The bytes that end a pending MMIO or port read, or a hypercall, base64; left out: zeros.",
+    )
+    timeout_ms: U32 | None = Field(
+        default=None,
+        description="After so many milliseconds the run is interrupted as by a signal (EINTR); left out: never.",
+    )
+
+
+class MmioExit(Result):
+    """KVM_EXIT_MMIO: an access that no memslot backs, or a store to a read-only one."""
+
+    phys_addr: Hex64
+    len: int = Field(description="Bytes: 1, 2, 4 or 8.")
+    is_write: bool
+    data: Base64 | None = Field(description="What the guest stores; null for a read.")
+
+
+class IoExit(Result):
+    """KVM_EXIT_IO: a port access."""
+
+    direction: int = Field(description="0 in, 1 out.")
+    size: int = Field(description="Bytes of one item: 1, 2 or 4.")
+    port: int
+    count: int = Field(description="Items.")
+    data: Base64 | None = Field(description="What the guest puts out; null for an in.")
+
+
+class HypercallExit(Result):
+    """KVM_EXIT_HYPERCALL: the guest asks the VMM for something."""
+
+    nr: Hex64
+    args: tuple[Hex64, ...]
+
+
+class InternalExit(Result):
+    """KVM_EXIT_INTERNAL_ERROR: the guest is beyond what can be executed."""
+
+    suberror: int = Field(description="1: KVM_INTERNAL_ERROR_EMULATION, there is no memory where an instruction is.")
+    phys_addr: Hex64 = Field(description="The guest physical address where memory is missing.")
+
+
+class ShutdownExit(Result):
+    """KVM_EXIT_SHUTDOWN: an exception that the guest does not take, by RISC-V's numbers."""
+
+    cause: Hex64 = Field(description="mcause: 2 is an illegal instruction, 3 an ebreak.")
+    value: Hex64 = Field(description="mtval: the instruction, or the address.")
+
+
+class RunResult(Result):
+    """How a KVM_RUN ended: the reason, and the member that belongs to it."""
+
+    exit_reason: str = Field(description='"KVM_EXIT_MMIO", "KVM_EXIT_HLT", …')
+    mmio: MmioExit | None = None
+    io: IoExit | None = None
+    hypercall: HypercallExit | None = None
+    internal: InternalExit | None = None
+    shutdown: ShutdownExit | None = None
+
+
+class GetRegsParams(VcpuParams):
+    """Whose registers to give."""
+
+
+class SetRegsParams(VcpuParams, ChangeOptions):
+    """Which registers to set; those that are not named keep their value."""
+
+    regs: dict[str, U64In] = Field(
+        description="Register name to value: pc, x1 to x31, or the ABI's names (ra, sp, a0, …)."
+    )
+
+
+class SetImmediateExitParams(VcpuParams, ChangeOptions):
+    """kvm_run's immediate_exit."""
+
+    value: int = Field(strict=True, ge=0, le=255, description="Not 0: KVM_RUN ends pending work and gives EINTR.")
+
+
+class GetVcpuStatsParams(VcpuParams):
+    """Whose statistics to give."""
+
+
+class GetVmStatsParams(VmParams):
+    """Whose statistics to give, summed over the VM's vCPUs."""
+
+
+class StatsResult(Result):
+    """Counters since the vCPU, or the VM, was created."""
+
+    instructions: Count = Field(description="Instructions retired.")
+    exits: dict[str, Count] = Field(description='Returns of KVM_RUN by exit reason, {"KVM_EXIT_MMIO": 3}.')
+    stray_exits: Count = Field(description="MMIO exits that no device of the run loop answers for.")
+    kicks: Count = Field(description="How often the vCPU was kicked out of KVM_RUN.")
+
+
+Regs = dict[str, Hex64]
+"""A vCPU's registers by name: pc, x0 to x31."""
