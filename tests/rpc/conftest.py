@@ -1,0 +1,44 @@
+"""A real core behind a dispatcher, a VM, and memory in it."""
+
+from collections.abc import AsyncIterator
+from functools import partial
+
+import pytest
+
+from tests.rpc.wire import PAGE, REPLY_BYTES, Wire, set_region
+from vmmd.api.methods import METHODS
+from vmmd.kvm.system import System
+from vmmd.kvm.vm import Limits
+from vmmd.machine.machine import Machines
+from vmmd.rpc.dispatch import Dispatcher, DispatchLimits
+from vmmd.rpc.handlers import About, Core, execute
+from vmmd.rpc.scope import BodyScope
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    kvm = System(
+        engine="evaluated",
+        cache_dir=None,
+        workers=1,
+        limits=Limits(guest_memory_bytes=1 << 24, vms=3, vcpus_per_vm=4, wait_ms=50, max_wait_ms=1000),
+    )
+    machines = Machines(kvm)
+    core = Core(kvm, machines, About("1.2.3", "evaluated", 0, {"vms": 3}))
+    limits = DispatchLimits(batch_calls=100, reply_bytes=REPLY_BYTES, json_depth=16)
+    yield Wire(Dispatcher(METHODS, partial(execute, core), BodyScope, limits))
+    await machines.close()
+    await kvm.close()
+
+
+@pytest.fixture
+async def vm(wire: Wire) -> str:
+    return (await wire.call("kvm.create_vm", name="test"))["vm"]
+
+
+@pytest.fixture
+async def memory(wire: Wire, vm: str) -> str:
+    """Two pages of memory at gpa 0, in slot 0."""
+    hva = (await wire.call("vm.map_host_memory", vm=vm, size=16 * PAGE))["userspace_addr"]
+    Wire.result(await wire.send(set_region(vm, 0, 0, 2 * PAGE, hva)))
+    return hva

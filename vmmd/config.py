@@ -1,0 +1,237 @@
+"""The settings: every key with its unit, its default and its bounds.
+
+Where a key is given more than once, the command line wins over the environment (VMMD_PORT, VMMD_LIMITS__VMS), that over
+the TOML file, and that over the default. A key that is not known here is refused, and so is a value out of its bounds:
+nothing starts with settings that were not understood. `config/vmmd.toml` has every key with its default, for people.
+"""
+
+import os
+import secrets
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+_SHORTEST_TOKEN = 16
+
+
+class ConfigError(Exception):
+    """The settings cannot be used. The message has a line for each thing that is wrong."""
+
+
+def _xdg(variable: str, fallback: str) -> Path:
+    """Give a directory of the XDG base directory specification; relative values are to be ignored, as it says."""
+    value = Path(os.environ.get(variable, ""))
+    return value if value.is_absolute() else Path.home() / fallback
+
+
+def default_socket() -> Path:
+    """Give $XDG_RUNTIME_DIR/vmmd.sock; without a runtime directory, vmmd/vmmd.sock in the user's state directory."""
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    if runtime.is_absolute() and runtime.is_dir():
+        return runtime / "vmmd.sock"
+    return _xdg("XDG_STATE_HOME", ".local/state") / "vmmd" / "vmmd.sock"
+
+
+def default_token_file() -> Path:
+    """Give vmmd/token in the user's state directory."""
+    return _xdg("XDG_STATE_HOME", ".local/state") / "vmmd" / "token"
+
+
+def default_cache_dir() -> Path:
+    """Give vmmd in the user's cache directory."""
+    return _xdg("XDG_CACHE_HOME", ".cache") / "vmmd"
+
+
+class LogSettings(BaseModel):
+    """What is logged, and how. The log goes to the standard error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description='The least level that is written. "debug" also logs calls that only read.'
+    )
+    format: Literal["auto", "console", "json"] = Field(
+        default="auto",
+        description='"console" for people, "json" for machines, "auto": console on a terminal, else json.',
+    )
+
+
+class LimitSettings(BaseModel):
+    """What anybody may ask for. An error that a limit causes names it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vms: int = Field(default=64, ge=1, description="VMs at a time.")
+    vcpus_per_vm: int = Field(default=1024, ge=1, le=1024, description="vCPUs of one VM; KVM has no more than 1024.")
+    guest_memory_bytes: int = Field(
+        default=64 << 30,
+        ge=1 << 12,
+        description="Host memory mapped for guests, in bytes, over all VMs. Pages cost nothing until they are touched.",
+    )
+    body_bytes: int = Field(default=8 << 20, ge=1 << 10, description="The largest request body, in bytes.")
+    reply_bytes: int = Field(default=16 << 20, ge=1 << 12, description="The largest reply, in bytes.")
+    batch_calls: int = Field(default=1000, ge=1, description="The calls of one batch.")
+    json_depth: int = Field(default=32, ge=4, le=100, description="Arrays and objects within one another in a request.")
+    wait_ms: int = Field(
+        default=1000, ge=0, description="How long a kick waits for its turn where it does not say, in milliseconds."
+    )
+    max_wait_ms: int = Field(default=60_000, ge=0, description="The longest wait_ms of a call, in milliseconds.")
+
+
+class Settings(BaseSettings):
+    """All settings. `load` makes them."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="VMMD_", env_nested_delimiter="__")
+
+    socket: Path = Field(
+        default_factory=default_socket,
+        description="The UNIX socket's path. Its mode is 0600, and whoever can open it needs no token.",
+    )
+    port: int | None = Field(
+        default=None, ge=0, le=65535, description="The TCP port; 0: any that is free. Left out: no TCP."
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="The address that TCP is bound to. One not this machine's own needs a token set on purpose.",
+    )
+    token: SecretStr | None = Field(
+        default=None,
+        min_length=_SHORTEST_TOKEN,
+        description="The bearer token for TCP, at least 16 characters. Left out: token_file.",
+    )
+    token_file: Path | None = Field(
+        default=None,
+        description="A file that holds the bearer token for TCP. Where it is missing, it is made, mode 0600.",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("localhost", "127.0.0.1", "[::1]"),
+        description="Host names, without ports, that TCP requests may be addressed to. The environment's has commas.",
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description='Origins ("https://console.example") whose pages may ask over TCP. The environment\'s has commas.',
+    )
+    engine: Literal["compiled", "evaluated"] = Field(
+        default="compiled",
+        description='What executes guests: "compiled" (LLVM, without the GIL) or "evaluated" (Python, the reference).',
+    )
+    cache_dir: Path = Field(default_factory=default_cache_dir, description="Where compiled engines are kept.")
+    workers: int | None = Field(
+        default=None, ge=1, le=1024, description="Threads that execute guests. Left out: as many as there are cores."
+    )
+    log: LogSettings = LogSettings()
+    limits: LimitSettings = LimitSettings()
+
+    @field_validator("allowed_hosts", "allowed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Take a list, or names with commas between them, as an environment variable has them."""
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _lower(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(host.lower() for host in value)
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _no_wildcard(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "*" in value:
+            raise ValueError("'*' would let every web page in; name the origins")
+        return value
+
+
+def load(config: Path | None = None, command_line: dict[str, Any] | None = None) -> Settings:
+    """Read the settings.
+
+    Args:
+        config: A TOML file; None: there is none.
+        command_line: What the command line sets, by key.
+
+    Raises:
+        ConfigError: The file cannot be read, a key is unknown, or a value is out of its bounds.
+    """
+    from_file = _read_toml(config) if config is not None else {}
+
+    class Layered(Settings):
+        """The settings, with the file behind the command line and the environment."""
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, from_file)
+
+    try:
+        return Layered(**command_line or {})
+    except SettingsError as error:
+        raise ConfigError(str(error)) from None
+    except ValidationError as error:
+        raise ConfigError("\n".join(_problem(details) for details in error.errors(include_url=False))) from None
+
+
+def tcp_token(settings: Settings, *, on_purpose: bool) -> str:
+    """Give the bearer token for TCP: the setting, or what the token file holds; a first start makes that file.
+
+    Args:
+        settings: The settings.
+        on_purpose: Whether only a token will do that somebody set: then no file is made.
+
+    Raises:
+        ConfigError: There is no token, or the file cannot be read or made.
+    """
+    if settings.token is not None:
+        return settings.token.get_secret_value()
+    path = settings.token_file or default_token_file()
+    try:
+        if on_purpose and not (settings.token_file and path.exists()):
+            raise ConfigError(
+                f"{settings.host} is not this machine's own address: set token (VMMD_TOKEN), or token_file to a file "
+                "that is there, or bind 127.0.0.1"
+            )
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(path, "x", encoding="ascii", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                file.write(secrets.token_urlsafe(32) + "\n")
+        token = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot use the token file {path}: {error}") from None
+    if len(token) < _SHORTEST_TOKEN:
+        raise ConfigError(f"the token in {path} has {len(token)} characters, and needs at least {_SHORTEST_TOKEN}")
+    return token
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _problem(details: Any) -> str:
+    """Turn one of pydantic's findings into a line with the key and the value."""
+    key = ".".join(str(step) for step in details["loc"])
+    if details["type"] == "extra_forbidden":
+        return f"{key}: there is no such setting"
+    if key == "token":
+        # The value is a secret also where it is no good.
+        return f"{key}: {details['msg']}"
+    return f"{key}: {details['msg']}, not {details['input']!r}"

@@ -1,0 +1,66 @@
+"""Wire to core and back: one small function a method, and nowhere else do the two meet.
+
+A handler takes a call's parameters, asks the core, and gives the result's model; it decides nothing. Handlers lie in a
+file a room, as the models in `vmmd.api` do, and their summaries are the table's. What all methods share is here once:
+`if_generation`, and the translation of the core's errors. Handlers and table are the same, one for one: an import fails
+where they are not.
+"""
+
+from contextlib import suppress
+
+from vmmd.api.methods import METHODS, Method
+from vmmd.api.types import ChangeOptions, GateOptions, Params
+from vmmd.kvm.errors import KvmError
+from vmmd.rpc.handlers import holds, isa, machine, memory, memslots, system, vcpus
+from vmmd.rpc.handlers.registry import HANDLERS, About, Core
+from vmmd.rpc.handlers.translate import EarlyError, call_error, stale
+from vmmd.rpc.scope import BodyScope
+
+__all__ = ["About", "Core", "execute"]
+
+_ROOMS = (holds, isa, machine, memory, memslots, system, vcpus)
+
+if HANDLERS.keys() != METHODS.keys():
+    raise RuntimeError(f"methods without a handler, or handlers without a method: {HANDLERS.keys() ^ METHODS.keys()}")
+
+
+async def execute(core: Core, method: Method, params: Params, scope: BodyScope) -> bytes:
+    """Carry out one checked call.
+
+    Args:
+        core: The core.
+        method: The row of the table.
+        params: Its checked parameters.
+        scope: What the calls of its body share.
+
+    Returns:
+        The JSON text of its result. A member that the handler left unset is not in it.
+
+    Raises:
+        CallError: The core refused; the code is the errno's number.
+    """
+    try:
+        # No await lies between this check and the handler's start: what was checked still holds there.
+        _check_generation(core, params)
+        result = await HANDLERS[method.name](core, params, scope)
+    except KvmError as error:
+        if isinstance(error, EarlyError):
+            _fail_hold(core, params, error)
+        raise call_error(error, method) from None
+    return method.result_adapter.dump_json(result, exclude_unset=True)
+
+
+def _check_generation(core: Core, params: Params) -> None:
+    if not isinstance(params, ChangeOptions) or params.if_generation is None:
+        return
+    vm = core.vm(params)
+    if vm.generation != params.if_generation:
+        raise stale(vm, params.if_generation)
+
+
+def _fail_hold(core: Core, params: Params, error: KvmError) -> None:
+    """Fail the hold that a call names, as the core does for what it refuses itself."""
+    if isinstance(params, GateOptions) and params.hold is not None:
+        # A hold whose kick is still under way lets nobody in, so nothing inside it has failed.
+        with suppress(KvmError):
+            core.vm(params).fail_hold(params.hold, error)

@@ -1,0 +1,35 @@
+"""Kick and resume."""
+
+from vmmd.api import holds
+from vmmd.rpc.handlers.registry import Core, handles
+from vmmd.rpc.handlers.translate import stale
+from vmmd.rpc.scope import BodyScope
+
+
+@handles("vm.kick_all_running_vcpus")
+async def _kick_all_running_vcpus(
+    core: Core, params: holds.KickAllRunningVcpusParams, scope: BodyScope
+) -> holds.KickResult:
+    vm = core.vm(params)
+    scope.opening(vm, params.hold)
+    kick = await vm.kick_all_running_vcpus(params.hold, wait_ms=params.wait_ms)
+    if params.if_generation is not None and kick.generation != params.if_generation:
+        # The table moved on while the kick waited for its turn: give the hold back unused.
+        if not kick.renewed:
+            await vm.resume_all_kicked_vcpus(params.hold)
+        raise stale(vm, params.if_generation)
+    if not kick.renewed:
+        scope.opened(vm, params.hold)
+    return holds.KickResult(hold=kick.hold, kicked=kick.kicked, kick_ns=kick.kick_ns, generation=kick.generation)
+
+
+@handles("vm.resume_all_kicked_vcpus")
+async def _resume_all_kicked_vcpus(
+    core: Core, params: holds.ResumeAllKickedVcpusParams, scope: BodyScope
+) -> holds.ResumeResult:
+    vm = core.vm(params)
+    try:
+        resume = await vm.resume_all_kicked_vcpus(params.hold)
+    finally:
+        scope.ended(vm, params.hold)
+    return holds.ResumeResult(pause_ns=resume.pause_ns, generation=resume.generation)

@@ -1,0 +1,71 @@
+"""Memslots and their dirty log."""
+
+from vmmd.api import memslots
+from vmmd.rpc.handlers.registry import Core, handles
+from vmmd.rpc.handlers.translate import check_reply_has_room
+from vmmd.rpc.scope import BodyScope
+
+
+@handles("vm.set_user_memory_region")
+async def _set_user_memory_region(
+    core: Core, params: memslots.SetUserMemoryRegionParams, _scope: BodyScope
+) -> memslots.GenerationResult:
+    generation = await core.vm(params).set_user_memory_region(
+        params.slot,
+        params.flags,
+        params.guest_phys_addr,
+        params.memory_size,
+        params.userspace_addr,
+        hold=params.hold,
+        wait_ms=params.wait_ms,
+    )
+    return memslots.GenerationResult(generation=generation)
+
+
+@handles("vm.get_memory_regions")
+async def _get_memory_regions(
+    core: Core, params: memslots.GetMemoryRegionsParams, _scope: BodyScope
+) -> memslots.RegionsResult:
+    generation, slots = core.vm(params).memory_regions(params.first, params.count)
+    regions = tuple(
+        memslots.RegionInfo(
+            slot=slot.slot,
+            flags=slot.flags,
+            guest_phys_addr=slot.guest_phys_addr,
+            memory_size=slot.memory_size,
+            userspace_addr=slot.userspace_addr,
+        )
+        for slot in slots
+    )
+    return memslots.RegionsResult(generation=generation, regions=regions)
+
+
+@handles("vm.get_dirty_log")
+async def _get_dirty_log(core: Core, params: memslots.GetDirtyLogParams, scope: BodyScope) -> memslots.DirtyLogResult:
+    vm = core.vm(params)
+    pages = params.num_pages
+    if pages is None:
+        slot = vm.memslot(params.slot)
+        pages = slot.npages if slot is not None else 0
+    # Fetching clears, so a bitmap that does not fit must be refused before, and not when the reply is written.
+    check_reply_has_room(pages // 8, scope, "num_pages")
+    bitmap = await vm.get_dirty_log(
+        params.slot,
+        first_page=params.first_page,
+        num_pages=params.num_pages,
+        hold=params.hold,
+        wait_ms=params.wait_ms,
+    )
+    return memslots.DirtyLogResult(bitmap=bitmap)
+
+
+@handles("vm.clear_dirty_log")
+async def _clear_dirty_log(core: Core, params: memslots.ClearDirtyLogParams, _scope: BodyScope) -> None:
+    await core.vm(params).clear_dirty_log(
+        params.slot, params.first_page, params.num_pages, params.bitmap, hold=params.hold, wait_ms=params.wait_ms
+    )
+
+
+@handles("vm.enable_cap")
+async def _enable_cap(core: Core, params: memslots.EnableCapParams, _scope: BodyScope) -> None:
+    await core.vm(params).enable_cap(params.cap, params.args)

@@ -1,0 +1,72 @@
+"""What handlers are given, and where they are written down."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vmmd.kvm.system import System
+from vmmd.kvm.vcpu import Vcpu
+from vmmd.kvm.vm import Vm
+from vmmd.machine.machine import Machine, Machines
+from vmmd.rpc.scope import BodyScope
+
+
+@dataclass(frozen=True)
+class About:
+    """What the daemon says about itself.
+
+    Attributes:
+        version: Its version.
+        engine: "compiled" or "evaluated".
+        started_ns: When it started, on the monotonic clock.
+        limits: Every limit by its name in the configuration.
+    """
+
+    version: str
+    engine: str
+    started_ns: int
+    limits: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Core:
+    """The core, as handlers see it.
+
+    Attributes:
+        kvm: The system.
+        machines: Its VMs with their run loops.
+        about: What the daemon says about itself.
+    """
+
+    kvm: System
+    machines: Machines
+    about: About
+
+    def vm(self, params: Any) -> Vm:
+        """Give the VM that a call names."""
+        return self.kvm.vm(params.vm)
+
+    def vcpu(self, params: Any) -> Vcpu:
+        """Give the vCPU that a call names."""
+        return self.kvm.vm(params.vm).vcpu(params.vcpu)
+
+    def machine(self, params: Any) -> Machine:
+        """Give the machine around the VM that a call names."""
+        return self.machines.get(params.vm)
+
+
+Handler = Callable[[Core, Any, BodyScope], Awaitable[Any]]
+"""Takes the core, the checked parameters and the body's scope, and gives the result's model; raises `KvmError`."""
+
+HANDLERS: dict[str, Handler] = {}
+"""Every handler by its method's name."""
+
+
+def handles(name: str) -> Callable[[Handler], Handler]:
+    """Write a handler down as the method's."""
+
+    def register(handler: Handler) -> Handler:
+        HANDLERS[name] = handler
+        return handler
+
+    return register

@@ -1,0 +1,69 @@
+"""The system level, and the daemon itself."""
+
+import os
+import time
+
+from vmmd.api import system
+from vmmd.api.errors import RpcError
+from vmmd.api.methods import METHODS
+from vmmd.kvm.errors import KvmError
+from vmmd.kvm.exits import Exit
+from vmmd.kvm.uapi import KVM_API_VERSION
+from vmmd.machine.machine import Machine
+from vmmd.rpc.handlers.registry import Core, handles
+from vmmd.rpc.handlers.translate import call_error, exit_result
+from vmmd.rpc.scope import BodyScope
+
+
+@handles("kvm.get_api_version")
+async def _get_api_version(_core: Core, _params: system.GetApiVersionParams, _scope: BodyScope) -> int:
+    return KVM_API_VERSION
+
+
+@handles("kvm.check_extension")
+async def _check_extension(core: Core, params: system.CheckExtensionParams, _scope: BodyScope) -> int:
+    return core.kvm.check_extension(params.extension)
+
+
+@handles("kvm.create_vm")
+async def _create_vm(core: Core, params: system.CreateVmParams, _scope: BodyScope) -> system.CreateVmResult:
+    return system.CreateVmResult(vm=core.machines.create(params.name).vm.id)
+
+
+@handles("kvm.destroy_vm")
+async def _destroy_vm(core: Core, params: system.DestroyVmParams, _scope: BodyScope) -> None:
+    await core.machines.destroy(params.vm)
+
+
+@handles("kvm.list_vms")
+async def _list_vms(core: Core, _params: system.ListVmsParams, _scope: BodyScope) -> list[system.VmInfo]:
+    return [_vm_info(machine) for machine in core.machines.all()]
+
+
+def _vm_info(machine: Machine) -> system.VmInfo:
+    return system.VmInfo(
+        vm=machine.vm.id,
+        name=machine.vm.name,
+        state=machine.state.value,
+        vcpus=tuple(sorted(machine.vm.vcpus)),
+        generation=machine.vm.generation,
+        ended=tuple(_ended(vcpu, end) for vcpu, end in sorted(machine.ended.items())),
+    )
+
+
+def _ended(vcpu: int, end: Exit | KvmError) -> system.EndedVcpu:
+    if isinstance(end, KvmError):
+        error = call_error(end, METHODS["vcpu.run"])
+        return system.EndedVcpu(vcpu=vcpu, error=RpcError(code=error.code, message=error.message, data=error.data))
+    return system.EndedVcpu(vcpu=vcpu, exit=exit_result(end))
+
+
+@handles("daemon.get_info")
+async def _get_info(core: Core, _params: system.GetInfoParams, _scope: BodyScope) -> system.InfoResult:
+    return system.InfoResult(
+        version=core.about.version,
+        engine=core.about.engine,
+        pid=os.getpid(),
+        uptime_ms=(time.monotonic_ns() - core.about.started_ns) // 1_000_000,
+        limits=dict(core.about.limits),
+    )

@@ -1,0 +1,49 @@
+"""vCPUs: KVM_RUN, registers, statistics."""
+
+from vmmd.api import vcpus
+from vmmd.kvm.vcpu import Stats
+from vmmd.rpc.handlers.registry import Core, handles
+from vmmd.rpc.handlers.translate import exit_result
+from vmmd.rpc.scope import BodyScope
+
+
+@handles("vm.create_vcpu")
+async def _create_vcpu(core: Core, params: vcpus.CreateVcpuParams, _scope: BodyScope) -> vcpus.CreateVcpuResult:
+    vcpu = await core.vm(params).create_vcpu(params.vcpu)
+    return vcpus.CreateVcpuResult(vcpu=vcpu.id)
+
+
+@handles("vcpu.run")
+async def _run(core: Core, params: vcpus.RunParams, _scope: BodyScope) -> vcpus.RunResult:
+    return exit_result(await core.vcpu(params).run(params.data, params.timeout_ms))
+
+
+@handles("vcpu.get_regs")
+async def _get_regs(core: Core, params: vcpus.GetRegsParams, _scope: BodyScope) -> dict[str, int]:
+    return await core.vcpu(params).get_regs()
+
+
+@handles("vcpu.set_regs")
+async def _set_regs(core: Core, params: vcpus.SetRegsParams, _scope: BodyScope) -> None:
+    await core.vcpu(params).set_regs(params.regs)
+
+
+@handles("vcpu.set_immediate_exit")
+async def _set_immediate_exit(core: Core, params: vcpus.SetImmediateExitParams, _scope: BodyScope) -> None:
+    core.vcpu(params).set_immediate_exit(params.value)
+
+
+@handles("vcpu.get_stats")
+async def _get_vcpu_stats(core: Core, params: vcpus.GetVcpuStatsParams, _scope: BodyScope) -> vcpus.StatsResult:
+    return _stats(core.vcpu(params).stats())
+
+
+@handles("vm.get_stats")
+async def _get_vm_stats(core: Core, params: vcpus.GetVmStatsParams, _scope: BodyScope) -> vcpus.StatsResult:
+    return _stats(core.vm(params).stats())
+
+
+def _stats(stats: Stats) -> vcpus.StatsResult:
+    return vcpus.StatsResult(
+        instructions=stats.instructions, exits=stats.exits, stray_exits=stats.stray_exits, kicks=stats.kicks
+    )

@@ -1,0 +1,152 @@
+"""The HTTP half: who may ask, how a body comes in and its answer goes out. It knows no method and no VM.
+
+POST /rpc carries JSON-RPC; GET / says who this is, GET /healthz that the event loop turns. Any web page that the user
+of this machine has open can send requests to 127.0.0.1, and a name that its owner points there can read the answers. So
+over TCP a request needs a host name that was meant for us (421), no foreign origin (403), and the bearer token (401);
+and everywhere a JSON content type (415), which a page cannot send without asking first. Nothing here ever answers with
+a CORS header.
+"""
+
+import hmac
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import structlog
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+REQUEST_ID = "X-Request-Id"
+
+_LEGAL_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_JSON_TYPE = re.compile(r"application/(?:json|[a-z0-9.-]+\+json)")
+
+Dispatch = Callable[[bytes], Awaitable[bytes | None]]
+"""Answers one body; None where nothing is to be said."""
+
+
+@dataclass(frozen=True)
+class TcpGuard:
+    """Who may ask over TCP.
+
+    Attributes:
+        token: What the Authorization header has to bear.
+        hosts: Host names, without ports, that requests may be addressed to; an IPv6 address stands in brackets.
+        origins: Origins, "https://console.example", whose pages may ask. A request without an origin always may.
+    """
+
+    token: str = field(repr=False)
+    hosts: frozenset[str]
+    origins: frozenset[str]
+
+    def check(self, request: web.Request) -> None:
+        """Let a request pass, or raise the answer that it gets.
+
+        Raises:
+            web.HTTPException: 421, 403 or 401; the text names the setting that decides.
+        """
+        host = _host_name(request.headers.get(hdrs.HOST, ""))
+        if host not in self.hosts:
+            raise web.HTTPMisdirectedRequest(
+                text=f"The request is for the host {host!r:.100}, and this daemon answers for "
+                f"{', '.join(sorted(self.hosts))}. If it is meant, add it to allowed_hosts (VMMD_ALLOWED_HOSTS).\n"
+            )
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is not None and origin not in self.origins:
+            raise web.HTTPForbidden(
+                text=f"Pages of the origin {origin!r:.100} may not ask this daemon. "
+                "If they are to, add it to allowed_origins (VMMD_ALLOWED_ORIGINS).\n"
+            )
+        if not self._bears_token(request.headers.get(hdrs.AUTHORIZATION, "")):
+            raise web.HTTPUnauthorized(
+                headers={hdrs.WWW_AUTHENTICATE: 'Bearer realm="vmmd"'},
+                text="Over TCP every request bears the token, as 'Authorization: Bearer TOKEN': the setting token "
+                "(VMMD_TOKEN), or what the file token_file holds. The UNIX socket needs none.\n",
+            )
+
+    def _bears_token(self, authorization: str) -> bool:
+        scheme, _, token = authorization.partition(" ")
+        # The comparison takes as long for a wrong token as for the right one, so that nobody guesses it byte by byte.
+        same = hmac.compare_digest(token.strip().encode("utf-8", "surrogateescape"), self.token.encode("utf-8"))
+        return same and scheme.lower() == "bearer"
+
+
+def make_app(dispatch: Dispatch, *, version: str, body_bytes: int, guard: TcpGuard | None) -> web.Application:
+    """Make the application that one listener serves.
+
+    Args:
+        dispatch: What answers bodies.
+        version: The daemon's version, for GET /.
+        body_bytes: The largest body, in bytes.
+        guard: Who may ask; None on the UNIX socket, where the file's mode says it.
+    """
+
+    @web.middleware
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if guard is not None:
+            guard.check(request)
+        return await handler(request)
+
+    async def rpc(request: web.Request) -> web.Response:
+        _check_content_type(request)
+        body = await _read_body(request, body_bytes)
+        answer = await dispatch(body)
+        if answer is None:
+            return web.Response(status=204)
+        return web.Response(body=answer, content_type="application/json")
+
+    async def root(_request: web.Request) -> web.Response:
+        return web.json_response({"name": "vmmd", "version": version, "links": {"rpc": "/rpc", "health": "/healthz"}})
+
+    async def health(_request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    app = web.Application(middlewares=[_named, guarded], client_max_size=body_bytes)
+    app.add_routes([web.post("/rpc", rpc), web.get("/", root), web.get("/healthz", health)])
+    return app
+
+
+@web.middleware
+async def _named(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give every request a name, the caller's where it sent a fit one: on its log lines and in its answer."""
+    given = request.headers.get(REQUEST_ID, "")
+    name = given if _LEGAL_REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    with structlog.contextvars.bound_contextvars(request_id=name):
+        try:
+            response = await handler(request)
+        except web.HTTPException as refusal:
+            refusal.headers[REQUEST_ID] = name
+            raise
+        response.headers[REQUEST_ID] = name
+        return response
+
+
+def _check_content_type(request: web.Request) -> None:
+    if not _JSON_TYPE.fullmatch(request.content_type.lower()):
+        raise web.HTTPUnsupportedMediaType(
+            text=f"The body's content type is {request.content_type!r:.100}, and must be application/json; "
+            "with curl, use --json instead of --data.\n"
+        )
+
+
+async def _read_body(request: web.Request, body_bytes: int) -> bytes:
+    size = request.content_length or 0
+    if size <= body_bytes:
+        try:
+            return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            size = body_bytes + 1
+    raise web.HTTPRequestEntityTooLarge(
+        max_size=body_bytes,
+        actual_size=size,
+        text=f"The body has more than limits.body_bytes = {body_bytes} bytes (VMMD_LIMITS__BODY_BYTES); "
+        "send less at a time, or raise the limit.\n",
+    )
+
+
+def _host_name(host: str) -> str:
+    """Give the name of a Host header without its port: "[::1]" of "[::1]:8000"."""
+    if host.startswith("["):
+        return host[: host.find("]") + 1].lower()
+    return host.partition(":")[0].lower()
