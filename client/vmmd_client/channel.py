@@ -1,0 +1,142 @@
+"""What the resource objects talk through: calls in, values out, over one transport.
+
+A `Channel` sends a call, or a batch, gives each its finite time and turns the outcome into a value or an exception. It
+holds no state of any VM, so any number of tasks may use one.
+"""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Generic, Self
+
+from . import calls
+from .errors import RpcError, VmmdError
+from .protocol import Call, Dialogue, Outcome, T
+from .transport import Transport
+
+DEFAULT_TIMEOUT_S = 30.0
+"""How long a call may take beyond what it asks the daemon itself to wait, in seconds."""
+
+
+class Reply(Generic[T]):
+    """What became of one call of a batch."""
+
+    def __init__(self, call: Call[T]) -> None:
+        self._call = call
+        self._outcome: Outcome | None = None
+
+    @property
+    def call(self) -> Call[T]:
+        """The call."""
+        return self._call
+
+    @property
+    def error(self) -> RpcError | None:
+        """The error that the call was answered with, or None."""
+        outcome = self._given()
+        return outcome if isinstance(outcome, RpcError) else None
+
+    def result(self) -> T:
+        """Give the call's value.
+
+        Raises:
+            RpcError: the call was answered with an error.
+            ProtocolError: the result has another shape.
+            VmmdError: the batch has not been sent.
+        """
+        outcome = self._given()
+        if isinstance(outcome, RpcError):
+            raise outcome
+        return self._call.value(outcome.result)
+
+    def settle(self, outcome: Outcome) -> None:
+        """Take the outcome; done by whoever sent the batch."""
+        self._outcome = outcome
+
+    def _given(self) -> Outcome:
+        if self._outcome is None:
+            raise VmmdError(f"{self._call.method} has no reply: its batch has not been sent")
+        return self._outcome
+
+
+class Channel:
+    """Sends calls over a transport."""
+
+    def __init__(self, transport: Transport, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Take the transport, and the time for each call.
+
+        Args:
+            transport: what carries the bytes.
+            timeout_s: how long a call may take, in seconds, beyond its own `wait_ms` or `timeout_ms`.
+        """
+        self._transport = transport
+        self._timeout_s = timeout_s
+        self._dialogue = Dialogue()
+
+    async def send(self, call: Call[T]) -> T:
+        """Send one call and give its value.
+
+        Raises:
+            TransportError: no answer came.
+            ProtocolError: the answer is none.
+            RpcError: the daemon answered with an error.
+        """
+        question = self._dialogue.ask(call)
+        answer = await self._transport.exchange(question.body, self._timeout_s + call.allowed_wait_s)
+        reply = Reply(call)
+        reply.settle(question.outcomes(answer)[0])
+        return reply.result()
+
+    async def send_batch(self, batch: Sequence[Reply[Any]]) -> None:
+        """Send the replies' calls as one batch, in one round trip, and settle each reply.
+
+        Raises:
+            TransportError: no answer came.
+            ProtocolError: the answer is none.
+            RpcError: the daemon refused the batch as a whole; nothing of it was executed.
+        """
+        if not batch:
+            return
+        question = self._dialogue.ask_batch([reply.call for reply in batch])
+        timeout_s = self._timeout_s + sum(reply.call.allowed_wait_s for reply in batch)
+        answer = await self._transport.exchange(question.body, timeout_s)
+        for reply, outcome in zip(batch, question.outcomes(answer), strict=True):
+            reply.settle(outcome)
+
+    def with_timeout(self, timeout_s: float) -> "Channel":
+        """Give a channel over the same transport with another time for each call, in seconds."""
+        return Channel(self._transport, timeout_s=timeout_s)
+
+    async def aclose(self) -> None:
+        """Close the transport; idempotent."""
+        await self._transport.aclose()
+
+
+class Batch:
+    """Calls that go in one round trip, executed in their order: `async with vmmd.batch() as batch`.
+
+    The batch is sent when the block ends; an exception in the block sends nothing. Each call's `Reply` then has its
+    result or its error: a call that fails does not keep the later ones from being executed.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._replies: list[Reply[Any]] = []
+
+    def add(self, call: Call[T]) -> Reply[T]:
+        """Put a call in the batch."""
+        reply = Reply(call)
+        self._replies.append(reply)
+        return reply
+
+    def call(self, method: str, /, **params: Any) -> Reply[Any]:
+        """Put a call of any method in the batch, with parameters in JSON's types; its result is JSON as it came."""
+        return self.add(calls.raw(method, params))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            await self._channel.send_batch(self._replies)

@@ -1,0 +1,174 @@
+"""The way in: `async with connect(url) as vmmd`.
+
+A `Client` is a channel to one daemon with the system level's methods on it. Entering it asks for the API version, as
+any VMM does first, so that a daemon which is not there, or is another program, is an error at once and not at the first
+call. Nothing runs in the background, and importing this does nothing.
+"""
+
+import os
+from types import TracebackType
+from typing import Any, Self
+
+from vmmd.api.isa import AssembleResult
+from vmmd.api.system import InfoResult, VmInfo
+
+from . import calls
+from .channel import DEFAULT_TIMEOUT_S, Batch, Channel
+from .errors import ConnectError, ProtocolError
+from .protocol import Call, T
+from .transport import HttpTransport, Transport
+from .vm import Vm
+
+KVM_API_VERSION = 12
+"""What KVM_GET_API_VERSION has given since 2007; a VMM refuses anything else."""
+
+
+class Kvm:
+    """The system level: what is asked of /dev/kvm."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    async def get_api_version(self) -> int:
+        """KVM_GET_API_VERSION: 12."""
+        return await self._channel.send(calls.get_api_version())
+
+    async def check_extension(self, extension: str) -> int:
+        """KVM_CHECK_EXTENSION: what a capability ("KVM_CAP_NR_MEMSLOTS") amounts to; 0 where vmmd does not have it."""
+        return await self._channel.send(calls.check_extension(extension))
+
+    async def create_vm(self, name: str | None = None) -> Vm:
+        """KVM_CREATE_VM: a VM without memory and vCPUs.
+
+        Args:
+            name: a name for people; it need not be unique.
+
+        Raises:
+            KvmError: EMFILE, over the daemon's limit.
+        """
+        return Vm(self._channel, await self._channel.send(calls.create_vm(name)))
+
+    async def destroy_vm(self, vm: str) -> None:
+        """Destroy a VM by its id."""
+        await self._channel.send(calls.destroy_vm(vm))
+
+    async def list_vms(self) -> list[VmInfo]:
+        """List the VMs, with what ended their run loops."""
+        return await self._channel.send(calls.list_vms())
+
+
+class Isa:
+    """The instruction set's tools."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    async def assemble(self, source: str, origin: int = 0) -> AssembleResult:
+        """Assemble T64 source.
+
+        Args:
+            source: GNU as's syntax, a statement a line.
+            origin: the guest-physical address of the first byte.
+
+        Raises:
+            InvalidArgument: the message and the data name line and column.
+        """
+        return await self._channel.send(calls.assemble(source, origin))
+
+
+class Daemon:
+    """The daemon itself."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    async def get_info(self) -> InfoResult:
+        """Version, engine, limits, uptime."""
+        return await self._channel.send(calls.get_info())
+
+
+class Client:
+    """A client of one daemon; `connect` makes one for a URL.
+
+    Attributes:
+        kvm: the methods of the system level.
+        isa: the assembler.
+        daemon: the daemon's own methods.
+    """
+
+    def __init__(self, transport: Transport, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Take a transport: an `HttpTransport`, or a `MemoryTransport` in tests.
+
+        Args:
+            transport: what carries the bytes.
+            timeout_s: how long each call may take, in seconds, beyond its own `wait_ms` or `timeout_ms`.
+        """
+        self._channel = Channel(transport, timeout_s=timeout_s)
+        self.kvm = Kvm(self._channel)
+        self.isa = Isa(self._channel)
+        self.daemon = Daemon(self._channel)
+
+    def vm(self, vm: str) -> Vm:
+        """Name a VM by its id; whether it exists is for the first call to tell."""
+        return Vm(self._channel, vm)
+
+    async def call(self, method: str, /, **params: Any) -> Any:
+        """Call any method, also one that this library does not know; parameters and result are in JSON's types.
+
+        Raises:
+            RpcError: the daemon answered with an error.
+        """
+        return await self._channel.send(calls.raw(method, params))
+
+    async def send(self, call: Call[T]) -> T:
+        """Send a call that was made with a function of `vmmd_client.calls`."""
+        return await self._channel.send(call)
+
+    def batch(self) -> Batch:
+        """Collect calls that go in one round trip: `async with vmmd.batch() as batch`."""
+        return Batch(self._channel)
+
+    async def aclose(self) -> None:
+        """Close every connection; idempotent. `async with` does it."""
+        await self._channel.aclose()
+
+    async def __aenter__(self) -> Self:
+        try:
+            version = await self.kvm.get_api_version()
+            if version != KVM_API_VERSION:
+                raise ProtocolError(f"the daemon's KVM API version is {version}; this library speaks {KVM_API_VERSION}")
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def connect(url: str, *, token: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S) -> Client:
+    """Make a client for a daemon's address; `async with` connects it.
+
+    Args:
+        url: "unix:///run/vmmd.sock", or "http://127.0.0.1:8080".
+        token: the bearer token that TCP wants.
+        timeout_s: how long each call may take, in seconds, beyond its own `wait_ms` or `timeout_ms`.
+
+    Raises:
+        ConnectError: the URL has another form; or, on entering, nobody listens there.
+    """
+    return Client(HttpTransport(url, token), timeout_s=timeout_s)
+
+
+def from_env() -> Client:
+    """Make a client as the environment says: `VMMD_URL`, and `VMMD_TOKEN` for TCP.
+
+    Raises:
+        ConnectError: VMMD_URL is not set.
+    """
+    url = os.environ.get("VMMD_URL")
+    if not url:
+        raise ConnectError("VMMD_URL is not set; set it to the URL that the daemon printed, unix:///… or http://…")
+    return connect(url, token=os.environ.get("VMMD_TOKEN"))

@@ -1,0 +1,228 @@
+"""Everything that the client library raises, as one tree.
+
+::
+
+    VmmdError
+    ├── TransportError          the daemon was not reached, or its answer did not come
+    │   ├── ConnectError            nobody listens there, or the connection is refused
+    │   ├── ConnectTimeout          no connection within its time
+    │   ├── Disconnected            the connection ended before the answer was whole; the call may have been executed
+    │   ├── CallTimeout             no answer within its time; the call may have been executed
+    │   └── HttpRefused             an HTTP status instead of an answer: a missing token, a body that is too large
+    ├── ProtocolError           what came back is no answer to what was asked
+    ├── PlanError               a transaction that cannot be meant; nothing was sent
+    ├── TransactionRefused      the daemon refused a step of a transaction; its cause is the KvmError of that step
+    └── RpcError                the daemon answered with an error: code, message, data
+        └── KvmError                … and it is an errno: errno, ioctl
+            ├── AlreadyExists           EEXIST
+            │   └── SlotOverlap             … of KVM_SET_USER_MEMORY_REGION
+            ├── BadAddress              EFAULT
+            ├── BadVm                   EBADF: no such VM or vCPU
+            ├── Deadlock                EDEADLK
+            ├── HoldConflict            EBUSY
+            ├── HoldFailed              ECANCELED: rolled_back
+            ├── Interrupted             EINTR
+            ├── InvalidArgument         EINVAL
+            ├── KickTimeout             ETIMEDOUT
+            ├── NoSuchSlot              ENOENT
+            ├── OutOfMemory             ENOMEM
+            ├── StaleGeneration         ESTALE
+            ├── TooBig                  E2BIG
+            └── Unsupported             ENOTTY
+
+No exception of asyncio, aiohttp or pydantic leaves the library; only a cancellation passes through as it is.
+"""
+
+# ruff: noqa: N818 -- the names say what happened; "Error" behind each of them would say it twice.
+
+import errno
+from collections.abc import Mapping
+from typing import Any
+
+_RESERVED_CODES = range(-32768, -31999)
+
+
+class VmmdError(Exception):
+    """Whatever goes wrong in the client library, or in the daemon that it talks to."""
+
+
+class TransportError(VmmdError):
+    """The daemon was not reached, or its answer did not come."""
+
+
+class ConnectError(TransportError):
+    """No connection could be made: nothing was sent."""
+
+
+class ConnectTimeout(TransportError):
+    """No connection was made within its time: nothing was sent."""
+
+
+class Disconnected(TransportError):
+    """The connection ended before the answer was whole. Whether the call was executed is not known."""
+
+
+class CallTimeout(TransportError):
+    """No answer came within its time, and the connection was dropped. Whether the call was executed is not known."""
+
+
+class HttpRefused(TransportError):
+    """The HTTP server refused the request before it became a call.
+
+    Attributes:
+        status: the HTTP status, 401 for a missing token.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ProtocolError(VmmdError):
+    """What came back is no answer to what was asked: another protocol, or another version of it."""
+
+
+class PlanError(VmmdError):
+    """A transaction that cannot be meant: an unknown slot, a merge of slots that do not touch. Nothing was sent."""
+
+
+class RpcError(VmmdError):
+    """The daemon answered with an error.
+
+    Attributes:
+        code: an errno's number, or one of JSON-RPC's codes (-32768 to -32000).
+        message: one sentence that names the rule and the numbers that broke it.
+        data: what the daemon gave beside it, as JSON.
+    """
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.data = data
+
+
+class KvmError(RpcError):
+    """An ioctl failed. Nothing changed by it, except where `data` says so.
+
+    Attributes:
+        errno: the errno's name, "EEXIST".
+        ioctl: the ioctl that failed, or None where the method is none.
+        rolled_back: whether a hold was undone by this answer.
+    """
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(code, message, data)
+        fields = data if isinstance(data, Mapping) else {}
+        self.errno: str = fields.get("errno") or errno.errorcode.get(code, f"errno {code}")
+        self.ioctl: str | None = fields.get("ioctl")
+        self.rolled_back = bool(fields.get("rolled_back"))
+
+    def __str__(self) -> str:
+        return f"{self.errno}: {self.message}"
+
+
+class AlreadyExists(KvmError):
+    """EEXIST: it is there already."""
+
+
+class SlotOverlap(AlreadyExists):
+    """EEXIST of KVM_SET_USER_MEMORY_REGION: the range overlaps another slot's."""
+
+
+class BadAddress(KvmError):
+    """EFAULT: a page is not mapped, or a guest-physical range has no (writable) memory."""
+
+
+class BadVm(KvmError):
+    """EBADF: there is no such VM or vCPU."""
+
+
+class Deadlock(KvmError):
+    """EDEADLK: a second hold was asked for from inside a first."""
+
+
+class HoldConflict(KvmError):
+    """EBUSY: somebody else's hold is open, or another run has the vCPU."""
+
+
+class HoldFailed(KvmError):
+    """ECANCELED: the hold has failed or ended, or the VM was destroyed."""
+
+
+class Interrupted(KvmError):
+    """EINTR: KVM_RUN was interrupted."""
+
+
+class InvalidArgument(KvmError):
+    """EINVAL: an argument breaks a rule that the message names."""
+
+
+class KickTimeout(KvmError):
+    """ETIMEDOUT: the turn, or the last vCPU, did not come within `wait_ms`. Nothing is held."""
+
+
+class NoSuchSlot(KvmError):
+    """ENOENT: there is no such slot, or it has no dirty log."""
+
+
+class OutOfMemory(KvmError):
+    """ENOMEM: a limit on memory is reached."""
+
+
+class StaleGeneration(KvmError):
+    """ESTALE: the slot table has moved on since the generation that the call named."""
+
+
+class TooBig(KvmError):
+    """E2BIG: an argument or an answer is over a limit that the message names."""
+
+
+class Unsupported(KvmError):
+    """ENOTTY: an ioctl that vmmd does not have."""
+
+
+class TransactionRefused(VmmdError):
+    """The daemon refused a step of a transaction. `__cause__` is the KvmError of that step.
+
+    Attributes:
+        step: the index of the step in the transaction's plan.
+        what: the step in words.
+        rolled_back: True where a hold undid all steps; False where there was no hold: the steps before this one stand,
+            those behind it were not done.
+    """
+
+    def __init__(self, step: int, what: str, outcome: str, *, rolled_back: bool) -> None:
+        super().__init__(f"step {step} of the transaction ({what}) was refused; {outcome}")
+        self.step = step
+        self.what = what
+        self.rolled_back = rolled_back
+
+
+_BY_ERRNO: Mapping[int, type[KvmError]] = {
+    errno.E2BIG: TooBig,
+    errno.EBADF: BadVm,
+    errno.EBUSY: HoldConflict,
+    errno.ECANCELED: HoldFailed,
+    errno.EDEADLK: Deadlock,
+    errno.EEXIST: AlreadyExists,
+    errno.EFAULT: BadAddress,
+    errno.EINTR: Interrupted,
+    errno.EINVAL: InvalidArgument,
+    errno.ENOENT: NoSuchSlot,
+    errno.ENOMEM: OutOfMemory,
+    errno.ENOTTY: Unsupported,
+    errno.ESTALE: StaleGeneration,
+    errno.ETIMEDOUT: KickTimeout,
+}
+
+
+def rpc_error(code: int, message: str, data: Any = None) -> RpcError:
+    """Make the exception for a JSON-RPC error object: the class that its code has in the tree."""
+    if code in _RESERVED_CODES or code <= 0:
+        return RpcError(code, message, data)
+    kind = _BY_ERRNO.get(code, KvmError)
+    error = kind(code, message, data)
+    if kind is AlreadyExists and error.ioctl is not None and error.ioctl.startswith("KVM_SET_USER_MEMORY_REGION"):
+        return SlotOverlap(code, message, data)
+    return error

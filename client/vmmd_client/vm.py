@@ -1,0 +1,346 @@
+"""A VM and a vCPU as objects: one typed method for each method of the wire.
+
+A `Vm` holds the VM's id and the slot table as far as its own calls have taught it; a `Vcpu` holds two ids. Neither owns
+anything in the daemon: a handle that is dropped destroys nothing.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Unpack
+
+from vmmd.api.holds import KickResult, ResumeResult
+from vmmd.api.machine import ConsoleResult
+from vmmd.api.vcpus import RunResult, StatsResult
+
+from . import calls
+from .calls import ChangeOptions, GatedChangeOptions, GateOptions
+from .channel import Channel
+from .memslots import Memslot, SlotMap, with_call
+from .transaction import DEFAULT_WAIT_MS, Hold, Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class SlotTable:
+    """A VM's slot table as it stood at one generation.
+
+    Attributes:
+        generation: the table's generation.
+        slots: the memslots by their ids.
+    """
+
+    generation: int
+    slots: SlotMap
+
+
+class Vcpu:
+    """One vCPU. All addresses and registers are integers of 64 bits."""
+
+    def __init__(self, channel: Channel, vm: str, vcpu: int) -> None:
+        """Name a vCPU; whether it exists is for the first call to tell."""
+        self._channel = channel
+        self.vm_id = vm
+        self.id = vcpu
+
+    async def run(
+        self, data: bytes | None = None, *, timeout_ms: int | None = None, **options: Unpack[ChangeOptions]
+    ) -> RunResult:
+        """KVM_RUN once: the guest runs until userspace must see something.
+
+        Args:
+            data: the bytes that end a pending MMIO or port read; left out: zeros.
+            timeout_ms: after so many milliseconds the run is interrupted as by a signal.
+            **options: see `calls.ChangeOptions`.
+
+        Raises:
+            Interrupted: EINTR; the error's data holds the exit reason.
+            BadAddress: EFAULT, the guest touched a memslot whose host memory is gone.
+            HoldConflict: EBUSY, another run, or the run loop, has the vCPU.
+        """
+        return await self._channel.send(calls.run(self.vm_id, self.id, data, timeout_ms, **options))
+
+    async def get_regs(self) -> dict[str, int]:
+        """KVM_GET_REGS: pc and x0 to x31 by name."""
+        return await self._channel.send(calls.get_regs(self.vm_id, self.id))
+
+    async def set_regs(self, regs: Mapping[str, int], **options: Unpack[ChangeOptions]) -> None:
+        """KVM_SET_REGS: set the registers that are named ("pc", "x1" or "ra"), leave the others.
+
+        Raises:
+            InvalidArgument: a name is no register.
+        """
+        await self._channel.send(calls.set_regs(self.vm_id, self.id, regs, **options))
+
+    async def set_immediate_exit(self, value: int, **options: Unpack[ChangeOptions]) -> None:
+        """Set kvm_run's immediate_exit: with 1, KVM_RUN ends pending work and gives EINTR."""
+        await self._channel.send(calls.set_immediate_exit(self.vm_id, self.id, value, **options))
+
+    async def get_stats(self) -> StatsResult:
+        """Give the vCPU's counters; never gated, also answered inside a hold."""
+        return await self._channel.send(calls.get_vcpu_stats(self.vm_id, self.id))
+
+
+class Vm:
+    """One VM. `slot_table` is fetched once and kept up to date by this handle's own changes."""
+
+    def __init__(self, channel: Channel, vm: str) -> None:
+        """Name a VM; whether it exists is for the first call to tell."""
+        self._channel = channel
+        self._table: SlotTable | None = None
+        self.id = vm
+
+    def vcpu(self, vcpu: int) -> Vcpu:
+        """Name one of the VM's vCPUs."""
+        return Vcpu(self._channel, self.id, vcpu)
+
+    def with_timeout(self, timeout_s: float) -> "Vm":
+        """Give a handle on the same VM whose calls may take `timeout_s` seconds each."""
+        return Vm(self._channel.with_timeout(timeout_s), self.id)
+
+    # Host memory: the userspace mappings that memslots point into.
+
+    async def map_host_memory(self, size: int, name: str | None = None, **options: Unpack[GatedChangeOptions]) -> int:
+        """Map zeroed host memory and give its userspace address.
+
+        Args:
+            size: bytes, whole pages.
+            name: a name for people.
+            **options: see `calls.GatedChangeOptions`.
+
+        Raises:
+            InvalidArgument: the size is 0 or not of whole pages.
+            OutOfMemory: over the VM's or the daemon's limit.
+        """
+        return await self._channel.send(calls.map_host_memory(self.id, size, name, **options))
+
+    async def unmap_host_memory(self, userspace_addr: int, size: int, **options: Unpack[GatedChangeOptions]) -> None:
+        """Unmap whole pages; once it has returned no vCPU reaches them.
+
+        Raises:
+            InvalidArgument: not whole pages.
+        """
+        await self._channel.send(calls.unmap_host_memory(self.id, userspace_addr, size, **options))
+
+    async def read_host_memory(self, userspace_addr: int, length: int, **options: Unpack[GateOptions]) -> bytes:
+        """Read `length` bytes by their userspace address.
+
+        Raises:
+            BadAddress: a page is not mapped.
+        """
+        return await self._channel.send(calls.read_host_memory(self.id, userspace_addr, length, **options))
+
+    async def write_host_memory(self, userspace_addr: int, data: bytes, **options: Unpack[GatedChangeOptions]) -> None:
+        """Write bytes by their userspace address; marks no page dirty.
+
+        Raises:
+            BadAddress: a page is not mapped; nothing was written.
+        """
+        await self._channel.send(calls.write_host_memory(self.id, userspace_addr, data, **options))
+
+    async def read_guest_memory(self, guest_phys_addr: int, length: int, **options: Unpack[GateOptions]) -> bytes:
+        """Read `length` bytes through the memslots.
+
+        Raises:
+            BadAddress: a part of the range has no memory.
+        """
+        return await self._channel.send(calls.read_guest_memory(self.id, guest_phys_addr, length, **options))
+
+    async def write_guest_memory(
+        self, guest_phys_addr: int, data: bytes, **options: Unpack[GatedChangeOptions]
+    ) -> None:
+        """Write bytes through the memslots; marks pages dirty where the slot logs.
+
+        Raises:
+            BadAddress: a part of the range has no memory, or is read-only; nothing was written.
+        """
+        await self._channel.send(calls.write_guest_memory(self.id, guest_phys_addr, data, **options))
+
+    # Memslots and their dirty log.
+
+    async def set_user_memory_region(
+        self,
+        slot: int,
+        *,
+        guest_phys_addr: int,
+        memory_size: int,
+        userspace_addr: int,
+        flags: int = 0,
+        **options: Unpack[GatedChangeOptions],
+    ) -> int:
+        """KVM_SET_USER_MEMORY_REGION: create, move, re-flag, or with size 0 delete one memslot.
+
+        Returns:
+            The slot table's generation behind the call.
+
+        Raises:
+            InvalidArgument: a field breaks a rule that the message names.
+            SlotOverlap: the range overlaps another slot's.
+        """
+        region = Memslot(slot, int(flags), guest_phys_addr, memory_size, userspace_addr)
+        generation = await self._channel.send(calls.set_user_memory_region(self.id, region, **options))
+        if self._table is not None:
+            if self._table.generation + 1 == generation:
+                self.know_slot_table(generation, with_call(self._table.slots, region))
+            elif self._table.generation != generation:
+                self.forget_slot_table()
+        return generation
+
+    async def get_memory_regions(self) -> SlotTable:
+        """Fetch the slot table from the daemon."""
+        reply = await self._channel.send(calls.get_memory_regions(self.id))
+        slots = {
+            region.slot: Memslot(
+                region.slot, region.flags, region.guest_phys_addr, region.memory_size, region.userspace_addr
+            )
+            for region in reply.regions
+        }
+        self._table = SlotTable(reply.generation, slots)
+        return self._table
+
+    async def slot_table(self) -> SlotTable:
+        """Give the slot table as this handle knows it; fetched where it does not.
+
+        Another client's changes are not seen here; a transaction notices them by the generation, raises
+        StaleGeneration, and the next call of this method fetches anew.
+        """
+        return self._table if self._table is not None else await self.get_memory_regions()
+
+    def know_slot_table(self, generation: int, slots: SlotMap) -> None:
+        """Take the table that a change of this handle's has left."""
+        self._table = SlotTable(generation, slots)
+
+    def forget_slot_table(self) -> None:
+        """Have the next `slot_table` fetch."""
+        self._table = None
+
+    async def get_dirty_log(
+        self,
+        slot: int,
+        *,
+        first_page: int | None = None,
+        num_pages: int | None = None,
+        **options: Unpack[GatedChangeOptions],
+    ) -> bytes:
+        """KVM_GET_DIRTY_LOG: fetch a slot's dirty bitmap (and clear it, in KVM's default mode).
+
+        Args:
+            slot: the slot's id.
+            first_page: the first page, a multiple of 64; with `num_pages` it takes a part of a large bitmap.
+            num_pages: how many pages, a multiple of 64 or up to the slot's end.
+            **options: see `calls.GatedChangeOptions`.
+
+        Returns:
+            The bitmap: bit j of byte k is page 8k+j, in whole 64-bit words.
+
+        Raises:
+            NoSuchSlot: there is no such slot, or it does not log.
+            TooBig: take it in parts.
+        """
+        return await self._channel.send(calls.get_dirty_log(self.id, slot, first_page, num_pages, **options))
+
+    async def clear_dirty_log(
+        self, slot: int, first_page: int, num_pages: int, bitmap: bytes, **options: Unpack[GatedChangeOptions]
+    ) -> None:
+        """KVM_CLEAR_DIRTY_LOG: clear the bits that `bitmap` has set, from `first_page` on.
+
+        Raises:
+            InvalidArgument: not whole words of 64 pages, or beyond the slot.
+            NoSuchSlot: there is no such slot, or it does not log.
+        """
+        await self._channel.send(calls.clear_dirty_log(self.id, slot, first_page, num_pages, bitmap, **options))
+
+    async def enable_cap(self, cap: str, args: Iterable[int] = (), **options: Unpack[ChangeOptions]) -> None:
+        """KVM_ENABLE_CAP.
+
+        Args:
+            cap: "KVM_CAP_…".
+            args: up to four 64-bit arguments.
+            **options: see `calls.ChangeOptions`.
+
+        Raises:
+            InvalidArgument: no such capability, or one that cannot be switched on.
+            HoldConflict: a hold is open.
+        """
+        await self._channel.send(calls.enable_cap(self.id, cap, args, **options))
+
+    # Kick and resume.
+
+    async def kick_all_running_vcpus(
+        self, hold: str, *, wait_ms: int | None = None, **options: Unpack[ChangeOptions]
+    ) -> KickResult:
+        """KVM_KICK_ALL_RUNNING_VCPUS: open the hold `hold`; answered when no vCPU is in guest mode.
+
+        Raises:
+            KickTimeout: the turn, or the last vCPU, did not come within `wait_ms` (the daemon's default: 1,000).
+            StaleGeneration: the slot table has moved on since `if_generation`.
+        """
+        return await self._channel.send(calls.kick_all_running_vcpus(self.id, hold, wait_ms, **options))
+
+    async def resume_all_kicked_vcpus(self, hold: str) -> ResumeResult:
+        """KVM_RESUME_ALL_KICKED_VCPUS: end the hold.
+
+        Raises:
+            KvmError: the hold had failed; the first error inside it, and all is rolled back.
+            HoldFailed: the hold has ended already.
+        """
+        return await self._channel.send(calls.resume_all_kicked_vcpus(self.id, hold))
+
+    def hold(self, *, wait_ms: int = DEFAULT_WAIT_MS) -> Hold:
+        """Open a hold for a block: `async with vm.hold() as hold`.
+
+        Args:
+            wait_ms: how long to wait for its turn, in milliseconds.
+        """
+        return Hold(self, self._channel, wait_ms=wait_ms)
+
+    def transaction(self, *, hold: bool = False, wait_ms: int = DEFAULT_WAIT_MS) -> Transaction:
+        """Collect changes of the memory map and make them one: `async with vm.transaction() as t`.
+
+        Args:
+            hold: True takes a hold also where no vCPU could see the difference; all or nothing then holds there too.
+            wait_ms: how long to wait for a turn, in milliseconds.
+
+        Raises (when the block ends):
+            StaleGeneration: somebody else has changed the map meanwhile; nothing was done, start over.
+            KickTimeout: the turn did not come; nothing was done.
+            TransactionRefused: the daemon refused a step; the error says which, and what stands.
+        """
+        return Transaction(self, self._channel, hold=hold, wait_ms=wait_ms)
+
+    # vCPUs and the run loop.
+
+    async def create_vcpu(self, vcpu: int, **options: Unpack[ChangeOptions]) -> Vcpu:
+        """KVM_CREATE_VCPU.
+
+        Raises:
+            AlreadyExists: the id is taken.
+            InvalidArgument: over the limit.
+        """
+        return self.vcpu(await self._channel.send(calls.create_vcpu(self.id, vcpu, **options)))
+
+    async def start(self, mmio: Literal["stop", "ones"] = "stop", **options: Unpack[ChangeOptions]) -> None:
+        """Start a run loop a vCPU, which calls KVM_RUN for good and serves the console.
+
+        Args:
+            mmio: what a stray MMIO exit does: "stop" ends that vCPU's loop, "ones" has loads read all ones.
+            **options: see `calls.ChangeOptions`.
+
+        Raises:
+            HoldConflict: the loops run already.
+        """
+        await self._channel.send(calls.start(self.id, mmio, **options))
+
+    async def stop(self, **options: Unpack[ChangeOptions]) -> None:
+        """End all run loops; idempotent."""
+        await self._channel.send(calls.stop(self.id, **options))
+
+    async def read_console(self, since: int = 0) -> ConsoleResult:
+        """Read what the guest wrote to port 0x3f8, from position `since` on; `next` is where to go on."""
+        return await self._channel.send(calls.read_console(self.id, since))
+
+    async def get_stats(self) -> StatsResult:
+        """Give the counters, summed over the VM's vCPUs."""
+        return await self._channel.send(calls.get_vm_stats(self.id))
+
+    async def destroy(self) -> None:
+        """Destroy the VM; whoever waits for anything in it gets HoldFailed."""
+        await self._channel.send(calls.destroy_vm(self.id))
