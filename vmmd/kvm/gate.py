@@ -42,8 +42,9 @@ class Gate:
         if hold is not None:
             try:
                 yield hold
-            except KvmError as error:
-                self.fail(hold, error)
+            except Exception as error:
+                unknown = KvmError(errno.EIO, "an error inside the daemon")
+                self.fail(hold, error if isinstance(error, KvmError) else unknown)
                 raise
             return
         self._under_way += 1
@@ -78,11 +79,11 @@ class Gate:
                     raise KvmError(errno.ETIMEDOUT, f"{self._under_way} calls were still under way after {wait_ms} ms")
         except BaseException:
             hold.take(Step.GIVE_UP)
-            self.release("could not be opened")
+            self.release(None)
             raise
         return hold
 
-    def release(self, became: str) -> None:
+    def release(self, became: str | None) -> None:
         """Forget the current hold, which has ended, and let the next one in line open."""
         self.holds.end(time.monotonic_ns(), became)
         ticket = self.holds.admit_next()
@@ -119,7 +120,7 @@ class Gate:
                 # Its turn came while it was going away.
                 if self.holds.current is not None:
                     self.holds.current.take(Step.GIVE_UP)
-                    self.release("was given up")
+                    self.release(None)
             else:
                 self.holds.step_out(ticket)
                 ticket.cancel()
@@ -135,7 +136,7 @@ class Gate:
             KvmError: ECANCELED.
         """
         if self._closed is not None:
-            raise self._closed
+            raise KvmError(self._closed.errno, self._closed.message)
 
     def _wake(self) -> None:
         if self._changed is not None:

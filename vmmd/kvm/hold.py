@@ -146,6 +146,8 @@ class Holds:
             self.current.take(Step.RENEW)
             return self.current
         self._refuse_ended(name, now_ns)
+        if any(name == waiting for _, waiting in self._line):
+            raise KvmError(errno.EBUSY, f"hold {name!r} stands in line already")
         return None
 
     def open(self, name: str) -> Hold:
@@ -164,12 +166,15 @@ class Holds:
         self._refuse_ended(name, now_ns)
         raise KvmError(errno.EINVAL, f"no hold {name!r} is open")
 
-    def end(self, now_ns: int, became: str) -> None:
-        """Forget the current hold, which has ended, but for its name and what became of it."""
+    def end(self, now_ns: int, became: str | None) -> None:
+        """Forget the current hold, but for its name and what became of it; None where it was never open."""
         if self.current is None:
             return
-        self._ended[self.current.name] = (now_ns + REMEMBERED_NS, became)
-        self._ended.move_to_end(self.current.name)
+        # The error's frames hold the hold: let go of it, and of the memory that a rollback would have needed.
+        self.current.undo = self.current.error = None
+        if became is not None:
+            self._ended[self.current.name] = (now_ns + REMEMBERED_NS, became)
+            self._ended.move_to_end(self.current.name)
         while len(self._ended) > MAX_REMEMBERED:
             self._ended.popitem(last=False)
         self.current = None

@@ -6,9 +6,17 @@ no part in that; a slice ends on its own worker, and only what userspace must se
 
 from __future__ import annotations
 
+import os
 import threading
 from queue import SimpleQueue
 from typing import Protocol
+
+_NICE = 3
+"""How much workers give way: so that a call wakes the event loop at once, also while guests use every core.
+
+At equal priority a call waits for the end of a worker's time slice; two calls that change a slot took 8 ms then at the
+median, and 2.2 ms with any of 1, 3 and 5.
+"""
 
 
 class Task(Protocol):
@@ -46,6 +54,8 @@ class Scheduler:
             thread.join()
 
     def _work(self) -> None:
+        # On Linux priorities are a thread's, not a process's.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while True:
             task = self._ready.get()
             if task is None:

@@ -61,7 +61,7 @@ class System:
             name,
             engine=self._engine,
             scheduler=self._scheduler,
-            ledger=self._ledger,
+            ledger=Ledger(self._limits.guest_memory_bytes, parent=self._ledger),
             limits=self._limits,
         )
         self._vms[vm.id] = vm

@@ -74,7 +74,7 @@ class Stats:
 class _Run:
     """One KVM_RUN in flight."""
 
-    __slots__ = ("complete_only", "done", "loop")
+    __slots__ = ("complete_only", "done", "interrupted", "loop")
 
     def __init__(self, *, complete_only: KvmError | None) -> None:
         self.loop = asyncio.get_running_loop()
@@ -82,6 +82,7 @@ class _Run:
         # Where it is set, the pending exit is completed, no further instruction runs, and this is what the run ends
         # with.
         self.complete_only = complete_only
+        self.interrupted = False
 
     def finish(self, result: Exit | BaseException) -> None:
         """Hand the result to the event loop; called on a worker."""
@@ -235,6 +236,9 @@ class Vcpu:
         result: Exit | bool | BaseException
         try:
             result = self._slice(run, scheduler)
+        except KvmError as error:
+            # Without its frames, which would keep the view alive: an error and the frame that holds it are a cycle.
+            result = error.with_traceback(None)
         except BaseException as error:
             result = error
         if isinstance(result, bool):
@@ -271,13 +275,15 @@ class Vcpu:
         if requests & KVM_REQ_VM_DEAD:
             raise KvmError(errno.ECANCELED, "the VM is destroyed", _KVM_RUN)
         if requests & SIGNAL_PENDING:
-            interrupted = KvmError(errno.EINTR, "the run was interrupted", _KVM_RUN, exit_reason=KVM_EXIT_INTR)
+            run.interrupted = True
+            run.complete_only = KvmError(errno.EINTR, "the run was interrupted", _KVM_RUN, exit_reason=KVM_EXIT_INTR)
             if self._pending is None or requests & PARKING:
-                raise interrupted
+                raise run.complete_only
             # As in KVM, a pending exit is completed before the signal is looked at.
-            run.complete_only = interrupted
             self._rendezvous.engine.retract(self._group, SIGNAL_PENDING)
         if requests & PARKING:
+            if run.interrupted and run.complete_only is not None:
+                raise run.complete_only
             self._kicks += bool(requests & KVM_REQ_HOLD)
             return self._rendezvous.park(self)
         if requests & KVM_REQ_TLB_FLUSH:

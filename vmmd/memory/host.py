@@ -205,7 +205,7 @@ class HostSpace:
     def _free_address(self, size: int) -> int:
         at = _FIRST_ADDRESS
         for piece in self.pieces:
-            if at + size <= piece.userspace_addr:
+            if at + size < piece.userspace_addr:
                 break
             # A page stays free between two mappings, so that an overrun meets a hole.
             at = piece.end + _PLACE_ALIGNMENT & -_PLACE_ALIGNMENT

@@ -232,6 +232,9 @@ class Memslots:
             # Chunks that shrink join their neighbour, so that their number stays in proportion to the slots'.
             first = index - 1
             rest = (*self._chunks[first].slots, *rest)
+        if last < len(self._chunks) and len(rest) + len(self._chunks[last].slots) <= _JOIN_SLOTS:
+            rest = (*rest, *self._chunks[last].slots)
+            last += 1
         middle = (_Chunk(rest),) if rest else ()
         group = dict(self._ids[slot.slot >> 8])
         del group[slot.slot]

@@ -1,0 +1,202 @@
+"""A VM's memory: what its ioctls on host mappings, memslots and dirty logs do, once the gate has let them in.
+
+A change is checked whole and made as a new value; then it is published by one assignment, with no await between check
+and publication. Without a hold the call then waits until no vCPU is in an older view. Inside a hold no vCPU is in
+any; what was there at the kick, and what was fetched since, stands in the hold's undo record.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+
+from vmmd.isa.engine import Engine
+from vmmd.kvm.errors import KvmError
+from vmmd.kvm.hold import Undo
+from vmmd.kvm.rendezvous import Rendezvous
+from vmmd.kvm.uapi import (
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+    KVM_DIRTY_LOG_INITIALLY_SET,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+)
+from vmmd.memory import access
+from vmmd.memory.dirty import DirtyBitmap
+from vmmd.memory.host import HostSpace, Ledger, Piece
+from vmmd.memory.limits import USER_MEM_SLOTS
+from vmmd.memory.memslots import Memslots, Region
+from vmmd.memory.view import View
+
+
+class GuestMemory:
+    """The memory of one VM. `undo` is the record of the hold that a call is inside, None without one.
+
+    Args:
+        meet: where vCPUs take their views.
+        engine: whose atomic steps the logs use.
+        ledger: what host mappings are charged to.
+    """
+
+    def __init__(self, meet: Rendezvous, engine: Engine, ledger: Ledger) -> None:
+        self._meet = meet
+        self._engine = engine
+        self._ledger = ledger
+        self._log_mode = 0
+
+    @property
+    def view(self) -> View:
+        """The newest view."""
+        return self._meet.view
+
+    def map_host(self, size: int) -> int:
+        """See `Vm.map_host_memory`. A new mapping changes nothing that a vCPU could have looked up."""
+        host, userspace_addr = self.view.host.with_mapping(size, self._ledger)
+        self._publish(self.view.memslots, host)
+        return userspace_addr
+
+    async def unmap_host(self, userspace_addr: int, size: int, undo: Undo | None) -> None:
+        """See `Vm.unmap_host_memory`."""
+        host, gone = self.view.host.without(userspace_addr, size)
+        self._publish(self.view.memslots, host)
+        if undo is not None:
+            undo.unmapped.extend(gone)
+            return
+        await self._meet.shoot_down()
+        self._discard(gone)
+
+    def write_guest(self, guest_phys_addr: int, data: bytes, undo: Undo | None) -> None:
+        """See `Vm.write_guest_memory`."""
+        written = access.write_guest(self.view, guest_phys_addr, data)
+        if undo is not None:
+            undo.written.extend(written)
+
+    async def set_region(self, region: Region, undo: Undo | None) -> int:
+        """See `Vm.set_user_memory_region`."""
+        before = self.view.memslots
+        memslots, _ = before.with_change(region, self._new_bitmap)
+        if memslots is not before:
+            self._publish(memslots, self.view.host)
+            if undo is None:
+                await self._meet.shoot_down()
+        return memslots.generation
+
+    async def get_dirty_log(self, slot: int, first_page: int | None, num_pages: int | None, undo: Undo | None) -> bytes:
+        """See `Vm.get_dirty_log`."""
+        _check_slot_id(slot)
+        log = self._log(slot)
+        first_byte, length = _part(log, first_page, num_pages)
+        if self._log_mode & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE:
+            return log.snapshot(first_byte, length)
+        taken = log.take(first_byte, length)
+        await self._settle_log(undo, log, first_byte, taken)
+        return taken
+
+    async def clear_dirty_log(
+        self, slot: int, first_page: int, num_pages: int, bitmap: bytes, undo: Undo | None
+    ) -> None:
+        """See `Vm.clear_dirty_log`."""
+        _check_slot_id(slot)
+        if first_page < 0 or first_page % 64:
+            raise KvmError(errno.EINVAL, f"first_page {first_page} is no multiple of 64")
+        log = self._log(slot)
+        left = log.npages - first_page
+        if not 0 <= num_pages <= left or (num_pages < left and num_pages % 64):
+            rule = "must be a multiple of 64, or reach the slot's end"
+            raise KvmError(errno.EINVAL, f"num_pages {num_pages} from {first_page} of {log.npages} {rule}")
+        needed = (num_pages + 7) // 8
+        if len(bitmap) < needed:
+            raise KvmError(errno.EFAULT, f"bitmap has {len(bitmap)} bytes, and {num_pages} pages need {needed}")
+        mask = int.from_bytes(bitmap[:needed], "little") & (1 << num_pages) - 1
+        gone = log.clear(first_page, mask.to_bytes(needed, "little"))
+        await self._settle_log(undo, log, first_page // 8, gone)
+
+    def enable_cap(self, cap: str, args: Sequence[int]) -> None:
+        """See `Vm.enable_cap`."""
+        if cap != KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
+            raise KvmError(errno.EINVAL, f"{cap} is no capability that a VM can enable")
+        mode = args[0] if args else 0
+        enable, initially = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_DIRTY_LOG_INITIALLY_SET
+        if mode not in {0, enable, enable | initially}:
+            raise KvmError(errno.EINVAL, f"args[0] {mode:#x} is none of 0, {enable} and {enable | initially}")
+        self._log_mode = mode
+
+    def begin_undo(self) -> Undo:
+        """Begin the record of a hold."""
+        return Undo(self.view.memslots, self.view.host)
+
+    def keep(self, undo: Undo) -> None:
+        """What was done inside a hold stands: unmapped pages go now."""
+        self._discard(undo.unmapped)
+
+    def roll_back(self, undo: Undo) -> None:
+        """Publish what was there at the kick, at a new generation, and put fetched bits back."""
+        changed = self.view.memslots is not undo.memslots
+        memslots = undo.memslots.renumbered(self.view.memslots.generation + 1) if changed else undo.memslots
+        if changed or self.view.host is not undo.host:
+            self._publish(memslots, undo.host)
+        for log, first_byte, bits in undo.taken:
+            log.put_back(bits, first_byte)
+        for start, size in undo.written:
+            self._mark_written(start, start + size)
+
+    def drop(self) -> None:
+        """Let go of everything; no vCPU runs any more."""
+        self._publish(Memslots(), HostSpace())
+
+    def _publish(self, memslots: Memslots, host: HostSpace) -> None:
+        self._meet.publish(View(memslots, host, self.view))
+
+    def _mark_written(self, start: int, end: int) -> None:
+        """Mark a range of userspace addresses in every log over it: its bytes stayed when its slots went."""
+        for slot in self.view.memslots:
+            low, high = max(start, slot.userspace_addr), min(end, slot.userspace_addr + slot.memory_size)
+            if slot.dirty is not None and low < high:
+                slot.dirty.mark(low - slot.userspace_addr, high - low)
+
+    def _discard(self, gone: Sequence[Piece]) -> None:
+        """Give back pages of mappings that are still in use; those of others end with their mapping."""
+        in_use = {id(piece.mapping) for piece in self.view.host.pieces}
+        for piece in gone:
+            if id(piece.mapping) in in_use:
+                piece.discard()
+
+    def _new_bitmap(self, npages: int) -> DirtyBitmap:
+        initially_set = bool(self._log_mode & KVM_DIRTY_LOG_INITIALLY_SET)
+        return DirtyBitmap(npages, self._engine, initially_set=initially_set)
+
+    def _log(self, slot: int) -> DirtyBitmap:
+        found = self.view.memslots.get(slot)
+        if found is None:
+            raise KvmError(errno.ENOENT, f"slot {slot} is not set")
+        if found.dirty is None:
+            raise KvmError(errno.ENOENT, f"slot {slot} has no dirty log: KVM_MEM_LOG_DIRTY_PAGES is off")
+        return found.dirty
+
+    async def _settle_log(self, undo: Undo | None, log: DirtyBitmap, first_byte: int, gone: bytes) -> None:
+        """After bits went: remember them for a rollback, or wait until every store that found one of them set is done.
+
+        A vCPU stores first and looks at its bit after that. One that found the bit set just before it went has its
+        store on the way; once it has left guest mode, the store is done, and whoever is told of the page reads it.
+        """
+        if undo is not None:
+            undo.taken.append((log, first_byte, gone))
+        else:
+            await self._meet.all_outside_once()
+
+
+def _check_slot_id(slot: int) -> None:
+    if slot >> 16 or slot >= USER_MEM_SLOTS:
+        raise KvmError(errno.EINVAL, f"slot {slot:#x} is out of range: ids of the one space are below {USER_MEM_SLOTS}")
+
+
+def _part(log: DirtyBitmap, first_page: int | None, num_pages: int | None) -> tuple[int, int]:
+    """Return the first byte and the length of a part of a log, by default the whole."""
+    first = first_page or 0
+    if first % 64 or not 0 <= first < max(log.npages, 1):
+        raise KvmError(errno.EINVAL, f"first_page {first} is no multiple of 64 below the slot's {log.npages} pages")
+    first_byte = first // 8
+    if num_pages is None:
+        return first_byte, log.size_bytes - first_byte
+    if num_pages <= 0 or num_pages % 64 or num_pages // 8 > log.size_bytes - first_byte:
+        rule = f"is no positive multiple of 64 within the {log.size_bytes * 8 - first} from first_page on"
+        raise KvmError(errno.EINVAL, f"num_pages {num_pages} {rule}")
+    return first_byte, num_pages // 8
