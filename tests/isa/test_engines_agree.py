@@ -22,9 +22,7 @@ PROGRAM_WORDS = 1024
 CODE_BYTES = PROGRAM_WORDS * 4
 
 REGIONS = (
-    Region(
-        0, KVM_MEM_LOG_DIRTY_PAGES, 0x0000, 4 * PAGE_SIZE, 0x0000
-    ),  # code and data: programs rewrite themselves
+    Region(0, KVM_MEM_LOG_DIRTY_PAGES, 0x0000, 4 * PAGE_SIZE, 0x0000),  # code and data: programs rewrite themselves
     Region(1, 0, 0x4000, PAGE_SIZE, 0x4000),  # touches slot 0, here and in the host
     Region(2, KVM_MEM_READONLY, 0x5000, PAGE_SIZE, 0x5000),
     Region(3, 0, 0x7000, PAGE_SIZE, 0x8000),  # behind a hole

@@ -25,7 +25,7 @@ PROGRAM = """
 async def ended(wire: Wire) -> None:
     """Wait until the run loop of the first VM's vCPU has ended by itself."""
     async with asyncio.timeout(10):
-        while not (await wire.call("kvm.list_vms"))[0]["ended"]:  # noqa: ASYNC110  (the wire has no event)
+        while not (await wire.call("kvm.list_vms"))[0]["ended"]:
             await asyncio.sleep(0)
 
 

@@ -1,5 +1,4 @@
-"""The compiled steps beside guest mode: the handshake between a vCPU and whoever kicks it, and atomic words for dirty
-logs.
+"""The compiled steps beside guest mode: the handshake with whoever kicks, and atomic words for dirty logs.
 
 The handshake is Dekker's. Who enters writes its mode and then reads the requests and the newest view's number; who
 kicks writes requests and number and then reads the modes; a full fence stands between the two on either side, so that
@@ -123,8 +122,7 @@ def _retract(module: ir.Module) -> None:
 
 
 def _wait_outside(module: ir.Module) -> None:
-    """`u64 wait_outside(contexts, count, number, yields)`: wait until each was seen outside, or in a view as new as
-    `number`.
+    """`u64 wait_outside(contexts, count, number, yields)`: wait until each was seen outside, or in a new enough view.
 
     Gives the processor away while it waits, since a vCPU's thread may be waiting for it. Returns how many it was
     still waiting for when it had done so `yields` times.

@@ -1,4 +1,4 @@
-"""Why an engine left guest mode, or did not enter it. The numbers are what compiled code returns; 0 is an entry that succeeded."""
+"""Why an engine left guest mode, or did not enter it: the numbers that compiled code returns."""
 
 from __future__ import annotations
 

@@ -1,0 +1,34 @@
+"""Measures vmmd, and prints tables: `python -m tests.benchmarks [NAME…]`, by default all.
+
+Figures are medians of several runs in one process; what matters are the ratios in one table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks import holds, interpreter
+
+BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
+    "interpreter": interpreter.measure,
+    "holds": holds.measure,
+}
+
+
+def main() -> None:
+    """Run what is named, or everything."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], metavar="NAME", help=", ".join(BENCHMARKS))
+    console = Console()
+    for name in parser.parse_args().names or BENCHMARKS:
+        console.print(asyncio.run(BENCHMARKS[name]()))
+
+
+if __name__ == "__main__":
+    main()
