@@ -59,9 +59,9 @@ def table(*regions: Region) -> Memslots:
     return memslots
 
 
-def contents(memslots: Memslots) -> tuple[int, int, list[Memslot], list[Memslot], bytes]:
+def contents(memslots: Memslots) -> tuple[int, list[Memslot], list[Memslot], bytes]:
     """All that a table says of itself. Slots are compared by identity."""
-    return memslots.generation, memslots.npages, list(memslots), list(memslots.by_id()), memslots.directory
+    return memslots.generation, list(memslots), list(memslots.by_id()), memslots.directory
 
 
 def packed_slots(memslots: Memslots) -> Iterator[list[tuple[int, ...]]]:

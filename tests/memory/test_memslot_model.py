@@ -77,7 +77,6 @@ def compare(memslots: Memslots, model: DictModel) -> None:
     assert [fields(slot) for slot in memslots.by_id()] == [fields(model.slots[at]) for at in sorted(model.slots)]
     assert len(memslots) == len(model.slots)
     assert memslots.generation == model.generation
-    assert memslots.npages == sum(slot.memory_size // PAGE_SIZE for slot in model.slots.values())
     packed = list(packed_slots(memslots))
     assert all(0 < len(chunk) <= CHUNK_SLOTS for chunk in packed)
     logs = [slot.dirty.address if slot.dirty is not None else 0 for slot in memslots]

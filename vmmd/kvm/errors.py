@@ -36,14 +36,23 @@ class KvmError(Exception):
         return f"{self.ioctl + ': ' if self.ioctl else ''}{self.name}: {self.message}"
 
 
+def as_kvm_error(error: Exception, ioctl: str | None) -> KvmError | None:
+    """Turn what a call refused into a `KvmError` that names the ioctl; None where it is an error of our own."""
+    if isinstance(error, Refused):
+        return KvmError(error.errno, error.message, ioctl)
+    if not isinstance(error, KvmError):
+        return None
+    error.ioctl = error.ioctl or ioctl
+    return error
+
+
 @contextmanager
 def in_ioctl(name: str | None) -> Iterator[None]:
-    """Turn what the body refuses into a `KvmError`, and name the ioctl in it; None where it is none of KVM's."""
+    """Name the ioctl in whatever the body refuses; None where it is none of KVM's."""
     try:
         yield
-    except Refused as refused:
-        raise KvmError(refused.errno, refused.message, name) from None
-    except KvmError as error:
-        if error.ioctl is None:
-            error.ioctl = name
-        raise
+    except (Refused, KvmError) as error:
+        named = as_kvm_error(error, name)
+        if named is None or named is error:
+            raise
+        raise named from None

@@ -9,11 +9,45 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
-from vmmd.kvm.errors import KvmError
+from vmmd.kvm.errors import KvmError, as_kvm_error, in_ioctl
 from vmmd.kvm.hold import Hold, Holds, Step
+
+
+class Passage:
+    """A call's way through the gate, in and out. A class and no generator, since every call takes it."""
+
+    __slots__ = ("_gate", "_hold", "_ioctl", "_name", "_wait_ms")
+
+    def __init__(self, gate: Gate, name: str | None, wait_ms: int, ioctl: str | None) -> None:
+        self._gate = gate
+        self._name = name
+        self._wait_ms = wait_ms
+        self._ioctl = ioctl
+        self._hold: Hold | None = None
+
+    async def __aenter__(self) -> Hold | None:
+        with in_ioctl(self._ioctl):
+            self._hold = await self._gate.admit(self._name, self._wait_ms)
+        if self._hold is None:
+            self._gate.count(1)
+        return self._hold
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        hold, self._hold = self._hold, None
+        if hold is None:
+            self._gate.count(-1)
+        if not isinstance(error, Exception):
+            return
+        named = as_kvm_error(error, self._ioctl)
+        if hold is not None:
+            self._gate.fail(hold, named or KvmError(errno.EIO, "an error inside the daemon"))
+        if named is not None and named is not error:
+            try:
+                raise named from None
+            finally:
+                # An error and the frame that names it are a cycle, and would keep the hold's memory.
+                del named, error, hold
 
 
 class Gate:
@@ -29,29 +63,20 @@ class Gate:
         self._changed: asyncio.Future[None] | None = None
         self._closed: KvmError | None = None
 
-    @asynccontextmanager
-    async def inside(self, name: str | None, wait_ms: int) -> AsyncIterator[Hold | None]:
-        """Be inside for the length of a call; give the hold, or None where there is none.
+    def inside(self, name: str | None, wait_ms: int, ioctl: str | None = None) -> Passage:
+        """Be inside for the length of a call: `async with gate.inside(…) as hold`; None where there is no hold.
 
-        What fails inside fails the hold.
+        What fails inside fails the hold, and errors carry the ioctl's name.
 
         Raises:
             KvmError: as `Holds.admit`; EBUSY for a held VM only after `wait_ms` milliseconds.
         """
-        hold = await self._admit(name, wait_ms)
-        if hold is not None:
-            try:
-                yield hold
-            except Exception as error:
-                unknown = KvmError(errno.EIO, "an error inside the daemon")
-                self.fail(hold, error if isinstance(error, KvmError) else unknown)
-                raise
-            return
-        self._under_way += 1
-        try:
-            yield None
-        finally:
-            self._under_way -= 1
+        return Passage(self, name, wait_ms, ioctl)
+
+    def count(self, calls: int) -> None:
+        """Count calls under way outside any hold, up or down; whoever waits for them looks again."""
+        self._under_way += calls
+        if calls < 0:
             self._wake()
 
     def fail(self, hold: Hold, error: KvmError) -> None:
@@ -100,7 +125,8 @@ class Gate:
             hold = self.holds.current
         self._wake()
 
-    async def _admit(self, name: str | None, wait_ms: int) -> Hold | None:
+    async def admit(self, name: str | None, wait_ms: int) -> Hold | None:
+        """Let a call in, now or within `wait_ms` milliseconds; see `inside`."""
         deadline = asyncio.get_running_loop().time() + wait_ms / 1000
         while True:
             self.check_open()

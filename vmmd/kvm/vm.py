@@ -10,13 +10,12 @@ import asyncio
 import errno
 import itertools
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vmmd.isa.engine import Engine
 from vmmd.kvm.errors import KvmError, in_ioctl
-from vmmd.kvm.gate import Gate
+from vmmd.kvm.gate import Gate, Passage
 from vmmd.kvm.guest_memory import GuestMemory
 from vmmd.kvm.hold import Hold, Step, Undo, check_name
 from vmmd.kvm.rendezvous import Rendezvous
@@ -346,12 +345,8 @@ class Vm:
 
     # Inside.
 
-    @asynccontextmanager
-    async def _inside(self, hold: str | None, wait_ms: int, ioctl: str | None = None) -> AsyncIterator[Hold | None]:
-        with in_ioctl(ioctl):
-            async with self._gate.inside(hold, min(wait_ms, self._limits.max_wait_ms)) as held:
-                with in_ioctl(ioctl):
-                    yield held
+    def _inside(self, hold: str | None, wait_ms: int, ioctl: str | None = None) -> Passage:
+        return self._gate.inside(hold, min(wait_ms, self._limits.max_wait_ms), ioctl)
 
     def _running(self) -> int:
         return sum(vcpu.is_running for vcpu in self._vcpus.values())

@@ -102,15 +102,45 @@ _BASE = attrgetter("guest_phys_addr")
 
 
 class _Chunk:
-    """Neighbouring slots by guest-physical address, at least one and at most `_CHUNK_SLOTS`."""
+    """Neighbouring slots by guest-physical address, at least one and at most `_CHUNK_SLOTS`, and their records."""
 
     __slots__ = ("_records", "base", "record", "slots")
 
-    def __init__(self, slots: tuple[Memslot, ...]) -> None:
+    def __init__(self, slots: tuple[Memslot, ...], records: bytes) -> None:
         self.slots = slots
         self.base = slots[0].guest_phys_addr
-        self._records = b"".join([slot.record for slot in slots])
-        self.record = CHUNK_RECORD.pack(self.base, address_of(self._records), len(slots))
+        self._records = records
+        self.record = CHUNK_RECORD.pack(self.base, address_of(records), len(slots))
+
+    def place_of(self, guest_phys_addr: int) -> int:
+        """Return the index of the first slot that does not begin below an address."""
+        return bisect_left(self.slots, guest_phys_addr, key=_BASE)
+
+    def with_slot(self, slot: Memslot) -> tuple[_Chunk, ...]:
+        """Return the chunk, or the two chunks, with one more slot."""
+        at = self.place_of(slot.guest_phys_addr)
+        cut = at * SLOT_RECORD.size
+        grown = _Chunk(
+            (*self.slots[:at], slot, *self.slots[at:]), self._records[:cut] + slot.record + self._records[cut:]
+        )
+        count = len(grown.slots)
+        return (grown,) if count <= _CHUNK_SLOTS else (grown.part(0, count // 2), grown.part(count // 2, count))
+
+    def without(self, slot: Memslot) -> tuple[_Chunk, ...]:
+        """Return the chunk without a slot, or nothing where it was the only one."""
+        at = self.place_of(slot.guest_phys_addr)
+        cut = at * SLOT_RECORD.size
+        rest = (*self.slots[:at], *self.slots[at + 1 :])
+        return (_Chunk(rest, self._records[:cut] + self._records[cut + SLOT_RECORD.size :]),) if rest else ()
+
+    def part(self, first: int, last: int) -> _Chunk:
+        """Return the run of slots from index `first` to before `last`."""
+        size = SLOT_RECORD.size
+        return _Chunk(self.slots[first:last], self._records[first * size : last * size])
+
+    def joined(self, following: _Chunk) -> _Chunk:
+        """Return this chunk and the one behind it as one."""
+        return _Chunk((*self.slots, *following.slots), self._records + following._records)
 
 
 _CHUNK_BASE = attrgetter("base")
@@ -122,19 +152,20 @@ BitmapFactory = Callable[[int], DirtyBitmap]
 class Memslots:
     """All memslots of a VM at one generation."""
 
-    __slots__ = ("_chunks", "_ids", "generation", "npages")
+    __slots__ = ("_chunks", "_ids", "directory", "generation")
 
     def __init__(
         self,
         generation: int = 0,
-        npages: int = 0,
         chunks: tuple[_Chunk, ...] = (),
         ids: Mapping[int, Mapping[int, Memslot]] = MappingProxyType({}),
+        directory: bytes = b"",
     ) -> None:
         self.generation = generation
-        self.npages = npages
         self._chunks = chunks
         self._ids = ids
+        # The chunks' records in order, for lookups; they hold as long as this table does.
+        self.directory = directory
 
     def __len__(self) -> int:
         return sum(len(chunk.slots) for chunk in self._chunks)
@@ -164,14 +195,9 @@ class Memslots:
         slot = slots[bisect_right(slots, guest_phys_addr, key=_BASE) - 1]
         return slot if guest_phys_addr < slot.end else None
 
-    @property
-    def directory(self) -> bytes:
-        """The chunks' records in order, for lookups; they hold as long as this table does."""
-        return b"".join([chunk.record for chunk in self._chunks])
-
     def renumbered(self, generation: int) -> Memslots:
         """Return the same slots at another generation: what a rollback publishes."""
-        return Memslots(generation, self.npages, self._chunks, self._ids)
+        return Memslots(generation, self._chunks, self._ids, self.directory)
 
     def with_change(self, region: Region, new_bitmap: BitmapFactory) -> tuple[Memslots, Change]:
         """Return the table after KVM_SET_USER_MEMORY_REGION, one generation on, and what the change was.
@@ -223,65 +249,108 @@ class Memslots:
         return self.renumbered(generation + 1)
 
     def _removed(self, slot: Memslot) -> Memslots:
-        index = bisect_right(self._chunks, slot.guest_phys_addr, key=_CHUNK_BASE) - 1
-        slots = self._chunks[index].slots
-        at = bisect_left(slots, slot.guest_phys_addr, key=_BASE)
-        rest = (*slots[:at], *slots[at + 1 :])
-        first, last = index, index + 1
-        if index and len(rest) + len(self._chunks[index - 1].slots) <= _JOIN_SLOTS:
-            # Chunks that shrink join their neighbour, so that their number stays in proportion to the slots'.
-            first = index - 1
-            rest = (*self._chunks[first].slots, *rest)
-        if last < len(self._chunks) and len(rest) + len(self._chunks[last].slots) <= _JOIN_SLOTS:
-            rest = (*rest, *self._chunks[last].slots)
+        first = self._chunk_of(slot.guest_phys_addr)
+        last = first + 1
+        middle = self._chunks[first].without(slot)
+        # Chunks that shrink join a neighbour, so that their number stays in proportion to the slots'.
+        if middle and first and len(middle[0].slots) + len(self._chunks[first - 1].slots) <= _JOIN_SLOTS:
+            first -= 1
+            middle = (self._chunks[first].joined(middle[0]),)
+        if middle and last < len(self._chunks) and len(middle[0].slots) + len(self._chunks[last].slots) <= _JOIN_SLOTS:
+            middle = (middle[0].joined(self._chunks[last]),)
             last += 1
-        middle = (_Chunk(rest),) if rest else ()
         group = dict(self._ids[slot.slot >> 8])
         del group[slot.slot]
-        ids = {**self._ids, slot.slot >> 8: group}
-        chunks = (*self._chunks[:first], *middle, *self._chunks[last:])
-        return Memslots(self.generation, self.npages - slot.npages, chunks, ids)
+        return self._with_chunks(first, last, middle, {**self._ids, slot.slot >> 8: group})
 
     def _inserted(self, slot: Memslot) -> Memslots:
-        index = max(bisect_right(self._chunks, slot.guest_phys_addr, key=_CHUNK_BASE) - 1, 0)
-        slots = self._chunks[index].slots if self._chunks else ()
-        at = bisect_left(slots, slot.guest_phys_addr, key=_BASE)
-        grown = (*slots[:at], slot, *slots[at:])
-        half = len(grown) // 2 if len(grown) > _CHUNK_SLOTS else len(grown)
-        middle = [_Chunk(part) for part in (grown[:half], grown[half:]) if part]
         group = {**self._ids.get(slot.slot >> 8, {}), slot.slot: slot}
         ids = {**self._ids, slot.slot >> 8: group}
-        chunks = (*self._chunks[:index], *middle, *self._chunks[index + 1 :])
-        return Memslots(self.generation, self.npages + slot.npages, chunks, ids)
+        if not self._chunks:
+            return self._with_chunks(0, 0, (_Chunk((slot,), slot.record),), ids)
+        index = self._chunk_of(slot.guest_phys_addr)
+        return self._with_chunks(index, index + 1, self._chunks[index].with_slot(slot), ids)
+
+    def _chunk_of(self, guest_phys_addr: int) -> int:
+        """Return the index of the chunk where an address belongs."""
+        return max(bisect_right(self._chunks, guest_phys_addr, key=_CHUNK_BASE) - 1, 0)
+
+    def _with_chunks(
+        self, first: int, last: int, middle: tuple[_Chunk, ...], ids: Mapping[int, Mapping[int, Memslot]]
+    ) -> Memslots:
+        size = CHUNK_RECORD.size
+        records = b"".join([chunk.record for chunk in middle])
+        directory = self.directory[: first * size] + records + self.directory[last * size :]
+        return Memslots(self.generation, (*self._chunks[:first], *middle, *self._chunks[last:]), ids, directory)
+
+
+_bytes_address = ctypes.pythonapi.PyBytes_AsString
+_bytes_address.restype = ctypes.c_void_p
+_bytes_address.argtypes = [ctypes.py_object]
 
 
 def address_of(packed: bytes) -> int:
     """Return the host address of a bytes object's bytes; it holds as long as the object does."""
-    return ctypes.cast(ctypes.c_char_p(packed), ctypes.c_void_p).value or 0
+    return int(_bytes_address(packed))
+
+
+_Rule = tuple[Callable[[Region], bool], Callable[[Region], str]]
+
+_RULES: tuple[_Rule, ...] = (
+    (
+        lambda region: not region.flags & ~_KNOWN_FLAGS,
+        lambda region: f"flags {region.flags:#x} has bits outside {_KNOWN_FLAGS:#x}",
+    ),
+    (
+        lambda region: region.slot & 0xFFFF < USER_MEM_SLOTS,
+        lambda region: f"slot id {region.slot & 0xFFFF} is not below KVM_CAP_NR_MEMSLOTS, {USER_MEM_SLOTS}",
+    ),
+    (
+        lambda region: is_page_aligned(region.memory_size),
+        lambda region: f"memory_size {region.memory_size:#x} is no multiple of the page size {PAGE_SIZE:#x}",
+    ),
+    (
+        lambda region: is_page_aligned(region.guest_phys_addr),
+        lambda region: f"guest_phys_addr {region.guest_phys_addr:#x} is not aligned to the page size {PAGE_SIZE:#x}",
+    ),
+    (
+        lambda region: is_page_aligned(region.userspace_addr),
+        lambda region: f"userspace_addr {region.userspace_addr:#x} is not aligned to the page size {PAGE_SIZE:#x}",
+    ),
+    (
+        lambda region: region.userspace_addr + region.memory_size <= USERSPACE_END,
+        lambda region: (
+            f"userspace_addr {region.userspace_addr:#x} plus memory_size {region.memory_size:#x} "
+            f"ends beyond userspace, {USERSPACE_END:#x}"
+        ),
+    ),
+    (
+        lambda region: region.slot >> 16 < ADDRESS_SPACES,
+        lambda region: f"address space {region.slot >> 16} in slot {region.slot:#x} is not below {ADDRESS_SPACES}",
+    ),
+    (
+        lambda region: region.end <= U64,
+        lambda region: (
+            f"guest_phys_addr {region.guest_phys_addr:#x} plus memory_size {region.memory_size:#x} wraps 64 bits"
+        ),
+    ),
+    (
+        lambda region: region.memory_size >> PAGE_SHIFT <= MAX_SLOT_PAGES,
+        lambda region: f"{region.memory_size >> PAGE_SHIFT} pages exceed a slot's {MAX_SLOT_PAGES}",
+    ),
+)
+"""What can be checked without the table: rows 0c to 9 of the kernel's order, and what to say where one is broken."""
 
 
 def check_region(region: Region) -> None:
-    """Check what can be checked without the table (rows 0c to 9 of the kernel's order).
+    """Check what can be checked without the table.
 
     Raises:
         Refused: EINVAL, with the rule and the numbers.
     """
-    slot_id, space = region.slot & 0xFFFF, region.slot >> 16
-    size, gpa, hva = region.memory_size, region.guest_phys_addr, region.userspace_addr
-    rules = (
-        (region.flags & ~_KNOWN_FLAGS == 0, f"flags {region.flags:#x} has bits outside {_KNOWN_FLAGS:#x}"),
-        (slot_id < USER_MEM_SLOTS, f"slot id {slot_id} is not below KVM_CAP_NR_MEMSLOTS, {USER_MEM_SLOTS}"),
-        (is_page_aligned(size), f"memory_size {size:#x} is no multiple of the page size {PAGE_SIZE:#x}"),
-        (is_page_aligned(gpa), f"guest_phys_addr {gpa:#x} is not aligned to the page size {PAGE_SIZE:#x}"),
-        (is_page_aligned(hva), f"userspace_addr {hva:#x} is not aligned to the page size {PAGE_SIZE:#x}"),
-        (hva + size <= USERSPACE_END, f"[{hva:#x}, {hva + size:#x}) ends beyond userspace, {USERSPACE_END:#x}"),
-        (space < ADDRESS_SPACES, f"address space {space} in slot {region.slot:#x} is not below {ADDRESS_SPACES}"),
-        (gpa + size <= U64, f"guest_phys_addr {gpa:#x} plus memory_size {size:#x} wraps 64 bits"),
-        (size >> PAGE_SHIFT <= MAX_SLOT_PAGES, f"{size >> PAGE_SHIFT} pages exceed a slot's {MAX_SLOT_PAGES}"),
-    )
-    for kept, sentence in rules:
-        if not kept:
-            raise Refused(errno.EINVAL, sentence)
+    for kept, sentence in _RULES:
+        if not kept(region):
+            raise Refused(errno.EINVAL, sentence(region))
 
 
 def _classify(region: Region, old: Memslot | None) -> Change:
