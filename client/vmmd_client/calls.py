@@ -170,6 +170,18 @@ def enable_cap(vm: str, cap: str, args: Iterable[int], **options: Unpack[ChangeO
     return _call("vm.enable_cap", _whole, vm=vm, cap=cap, args=list(args), **options)
 
 
+def reset_dirty_rings(vm: str, **options: Unpack[ChangeOptions]) -> Call[int]:
+    """KVM_RESET_DIRTY_RINGS; gives how many entries are free again."""
+    return _call("vm.reset_dirty_rings", attrgetter("count"), vm=vm, **options)
+
+
+def harvest_dirty_ring(
+    vm: str, vcpu: int, count: int | None = None, **options: Unpack[ChangeOptions]
+) -> Call[list[tuple[int, int]]]:
+    """Read published entries of a dirty ring; gives (slot, page in the slot)."""
+    return _call("vcpu.harvest_dirty_ring", _ring_entries, vm=vm, vcpu=vcpu, count=count, **options)
+
+
 def kick_all_running_vcpus(
     vm: str, hold: str, wait_ms: int | None = None, **options: Unpack[ChangeOptions]
 ) -> Call[KickResult]:
@@ -256,3 +268,7 @@ def _call(method: str, unwrap: Callable[[Any], T], **params: Any) -> Call[T]:
 
 def _whole(result: Any) -> Any:
     return result
+
+
+def _ring_entries(result: Any) -> list[tuple[int, int]]:
+    return [(entry.slot, entry.offset) for entry in result.entries]

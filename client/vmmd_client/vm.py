@@ -58,6 +58,23 @@ class Vcpu:
         """
         return await self._channel.send(calls.run(self.vm_id, self.id, data, timeout_ms, **options))
 
+    async def harvest_dirty_ring(
+        self, count: int | None = None, **options: Unpack[ChangeOptions]
+    ) -> list[tuple[int, int]]:
+        """Read entries of the vCPU's dirty ring, and mark them for `Vm.reset_dirty_rings`.
+
+        Args:
+            count: how many at most; left out: the daemon's default, 4,096.
+            **options: see `calls.ChangeOptions`.
+
+        Returns:
+            (slot id, page number in the slot) in the order in which the vCPU dirtied them; empty where there is none.
+
+        Raises:
+            InvalidArgument: the VM has no dirty rings.
+        """
+        return await self._channel.send(calls.harvest_dirty_ring(self.vm_id, self.id, count, **options))
+
     async def get_regs(self) -> dict[str, int]:
         """KVM_GET_REGS: pc and x0 to x31 by name."""
         return await self._channel.send(calls.get_regs(self.vm_id, self.id))
@@ -261,6 +278,18 @@ class Vm:
             HoldConflict: a hold is open.
         """
         await self._channel.send(calls.enable_cap(self.id, cap, args, **options))
+
+    async def reset_dirty_rings(self, **options: Unpack[ChangeOptions]) -> int:
+        """KVM_RESET_DIRTY_RINGS: harvested entries are free again, and the next store to their pages is logged.
+
+        Returns:
+            How many entries, of all vCPUs.
+
+        Raises:
+            InvalidArgument: the VM has no dirty rings.
+            HoldConflict: a hold is open.
+        """
+        return await self._channel.send(calls.reset_dirty_rings(self.id, **options))
 
     # Kick and resume.
 

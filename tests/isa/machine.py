@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vmmd.isa.context import Context
 from vmmd.isa.engine import Engine
 from vmmd.memory.access import write_guest
-from vmmd.memory.dirty import DirtyBitmap
+from vmmd.memory.dirty import DirtyBitmap, DirtyLog
 from vmmd.memory.host import HostSpace, Ledger
 from vmmd.memory.memslots import Memslots, Region
 from vmmd.memory.view import View
@@ -34,10 +34,15 @@ def bare_machine(engine: Engine, code: bytes, at: int = 0, regions: tuple[Region
         placed = Region(
             region.slot, region.flags, region.guest_phys_addr, region.memory_size, base + region.userspace_addr
         )
-        memslots, _ = memslots.with_change(placed, lambda npages: DirtyBitmap(npages, engine))
+        memslots, _ = memslots.with_change(placed, lambda npages: _log(npages, engine))
     view = View(memslots, host)
     context = Context(ctypes.c_uint64(view.number))
     context.take_view(view)
     write_guest(view, at, code)
     context.record.pc = at
     return BareMachine(context, view, base)
+
+
+def _log(npages: int, engine: Engine) -> DirtyLog:
+    bitmap = DirtyBitmap(npages, engine)
+    return DirtyLog(bitmap, bitmap)

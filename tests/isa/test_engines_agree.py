@@ -83,7 +83,7 @@ def memory_of(machine: BareMachine) -> list[bytes]:
     log = machine.view.memslots.get(0)
     assert log is not None
     assert log.dirty is not None
-    return [read_host(machine.view, machine.base, HOST_BYTES), log.dirty.snapshot()]
+    return [read_host(machine.view, machine.base, HOST_BYTES), log.dirty.marks.snapshot()]
 
 
 @pytest.mark.parametrize("seeds", [range(start, start + 50) for start in range(0, 400, 50)], ids=str)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 
-from vmmd.memory.dirty import DirtyBitmap
+from vmmd.memory.dirty import DirtyBitmap, DirtyLog
 from vmmd.memory.limits import PAGE_SIZE
 from vmmd.memory.memslots import CHUNK_RECORD, SLOT_RECORD, Change, Memslot, Memslots, Region
 
@@ -15,8 +15,11 @@ HVA = 0x10_0000_0000
 class PlainWords:
     """`Words` for one thread."""
 
-    def set_bits(self, address: int, bits: int) -> None:
-        ctypes.c_uint64.from_address(address).value |= bits
+    def set_bits(self, address: int, bits: int) -> int:
+        word = ctypes.c_uint64.from_address(address)
+        before = word.value
+        word.value |= bits
+        return before
 
     def exchange(self, address: int, count: int) -> bytes:
         taken = ctypes.string_at(address, count * 8)
@@ -33,8 +36,9 @@ class PlainWords:
         return bytes(gone)
 
 
-def new_bitmap(npages: int) -> DirtyBitmap:
-    return DirtyBitmap(npages, PlainWords())
+def new_log(npages: int) -> DirtyLog:
+    bitmap = DirtyBitmap(npages, PlainWords())
+    return DirtyLog(bitmap, bitmap)
 
 
 def pages(slot: int, first: int, count: int, *, flags: int = 0, hva: int | None = None) -> Region:
@@ -49,7 +53,7 @@ def gone(slot: int) -> Region:
 
 
 def change(memslots: Memslots, region: Region) -> tuple[Memslots, Change]:
-    return memslots.with_change(region, new_bitmap)
+    return memslots.with_change(region, new_log)
 
 
 def table(*regions: Region) -> Memslots:

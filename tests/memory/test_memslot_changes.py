@@ -18,7 +18,7 @@ def dirty_pages(memslots: Memslots, slot_id: int) -> set[int]:
     slot = memslots.get(slot_id)
     assert slot is not None
     assert slot.dirty is not None
-    word = int.from_bytes(slot.dirty.snapshot(), "little")
+    word = int.from_bytes(slot.dirty.marks.snapshot(), "little")
     return {page for page in range(slot.npages) if word >> page & 1}
 
 
@@ -26,7 +26,7 @@ def mark(memslots: Memslots, slot_id: int, page: int) -> None:
     slot = memslots.get(slot_id)
     assert slot is not None
     assert slot.dirty is not None
-    slot.dirty.mark(page << 12, 1)
+    slot.dirty.marks.mark(page << 12, 1)
 
 
 def test_create_adds_the_slot_one_generation_on() -> None:

@@ -79,9 +79,9 @@ def compare(memslots: Memslots, model: DictModel) -> None:
     assert memslots.generation == model.generation
     packed = list(packed_slots(memslots))
     assert all(0 < len(chunk) <= CHUNK_SLOTS for chunk in packed)
-    logs = [slot.dirty.address if slot.dirty is not None else 0 for slot in memslots]
+    logs = [slot.dirty.marks.address if slot.dirty is not None else 0 for slot in memslots]
     assert [record for chunk in packed for record in chunk] == [
-        (slot.guest_phys_addr, slot.memory_size, slot.userspace_addr, slot.flags, log)
+        (slot.guest_phys_addr, slot.memory_size, slot.userspace_addr, slot.flags, log, slot.slot)
         for slot, log in zip(by_address, logs, strict=True)
     ]
     for slot, log in zip(by_address, logs, strict=True):

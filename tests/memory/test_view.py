@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 
-from tests.memory.plain import change, gone, new_bitmap, packed_slots, pages, table
+from tests.memory.plain import change, gone, new_log, packed_slots, pages, table
 from vmmd.memory import access
 from vmmd.memory.host import HostSpace, Ledger
 from vmmd.memory.limits import PAGE_SIZE
@@ -88,7 +88,7 @@ def test_the_pieces_are_packed_for_lookups_in_order() -> None:
 def test_a_view_alone_keeps_its_mappings_and_lets_them_go() -> None:
     account = Ledger(1 << 40)
     host, base = mapped(4, account)
-    memslots, _ = Memslots().with_change(Region(0, 1, 0, 4 * PAGE_SIZE, base), new_bitmap)
+    memslots, _ = Memslots().with_change(Region(0, 1, 0, 4 * PAGE_SIZE, base), new_log)
     view = View(memslots, host)
     del host
     assert account.used_bytes == 4 * PAGE_SIZE

@@ -94,6 +94,16 @@ class ClearDirtyLogParams(VmParams, GateOptions, ChangeOptions):
     bitmap: Base64 = Field(description="The bits to clear, in KVM's layout, base64.")
 
 
+class ResetDirtyRingsParams(VmParams, ChangeOptions):
+    """Whose dirty rings to reset."""
+
+
+class ResetDirtyRingsResult(Result):
+    """What the reset came to."""
+
+    count: int = Field(description="How many harvested entries are free again, of all vCPUs.")
+
+
 class EnableCapParams(VmParams, ChangeOptions):
     """Which capability to switch on: struct kvm_enable_cap."""
 

@@ -170,7 +170,7 @@ _MEMSLOTS = (
         "Fetch a slot's dirty bitmap, whole or a part, and clear what was fetched.",
         changes=True,
         ioctl="KVM_GET_DIRTY_LOG",
-        errors=("EINVAL", "ENOENT", "E2BIG"),
+        errors=("ENXIO", "EINVAL", "ENOENT", "E2BIG"),
     ),
     Method(
         "vm.clear_dirty_log",
@@ -179,7 +179,7 @@ _MEMSLOTS = (
         "Clear dirty bits of a slot.",
         changes=True,
         ioctl="KVM_CLEAR_DIRTY_LOG",
-        errors=("EINVAL", "ENOENT", "EFAULT"),
+        errors=("ENXIO", "EINVAL", "ENOENT", "EFAULT"),
     ),
     Method(
         "vm.enable_cap",
@@ -188,6 +188,15 @@ _MEMSLOTS = (
         "Switch a capability of the VM on.",
         changes=True,
         ioctl="KVM_ENABLE_CAP",
+        errors=("EINVAL", "E2BIG", "EBUSY"),
+    ),
+    Method(
+        "vm.reset_dirty_rings",
+        memslots.ResetDirtyRingsParams,
+        memslots.ResetDirtyRingsResult,
+        "Free every harvested entry of the dirty rings; the next store to its page is logged again.",
+        changes=True,
+        ioctl="KVM_RESET_DIRTY_RINGS",
         errors=("EINVAL", "EBUSY"),
     ),
 )
@@ -231,6 +240,14 @@ _VCPUS = (
         changes=True,
         ioctl="KVM_RUN",
         errors=("EINTR", "EFAULT", "EBUSY", "ECANCELED", "EINVAL"),
+    ),
+    Method(
+        "vcpu.harvest_dirty_ring",
+        vcpus.HarvestDirtyRingParams,
+        vcpus.HarvestDirtyRingResult,
+        "Read published entries of a vCPU's dirty ring, and mark them for vm.reset_dirty_rings.",
+        changes=True,
+        errors=("EINVAL",),
     ),
     Method(
         "vcpu.get_regs",

@@ -80,6 +80,31 @@ class RunResult(Result):
     shutdown: ShutdownExit | None = None
 
 
+class HarvestDirtyRingParams(VcpuParams, ChangeOptions):
+    """Whose dirty ring to read."""
+
+    count: int = Field(
+        default=4096,
+        strict=True,
+        ge=1,
+        le=65536,
+        description="How many entries at most; what does not fit in the reply stays for the next call.",
+    )
+
+
+class DirtyGfn(Result):
+    """One entry: struct kvm_dirty_gfn."""
+
+    slot: int = Field(description="The slot's id, with its address space in bits 16 to 31.")
+    offset: int = Field(description="The page's number in the slot.")
+
+
+class HarvestDirtyRingResult(Result):
+    """Entries that the vCPU had published; they are free again after vm.reset_dirty_rings."""
+
+    entries: tuple[DirtyGfn, ...]
+
+
 class GetRegsParams(VcpuParams):
     """Whose registers to give."""
 

@@ -24,10 +24,14 @@ from vmmd.isa.steps import ENTERED, define_steps
 from vmmd.isa.stop import Stop
 from vmmd.memory.limits import PAGE_SHIFT
 from vmmd.memory.memslots import CHUNK_RECORD, SLOT_RECORD
+from vmmd.memory.ring import ENTRY, HEADER_BYTES, KVM_DIRTY_GFN_F_DIRTY, RingHeader
 from vmmd.memory.view import PIECE_RECORD
 
-CHUNK = 512
-"""Instructions between two looks at the requests: about a microsecond."""
+CHUNK = 256
+"""Instructions between two looks at the requests: less than a microsecond.
+
+Each can dirty two pages, and a dirty ring keeps room for that behind its soft limit (`ring.RESERVED_ENTRIES`).
+"""
 
 
 def build() -> ir.Module:
@@ -35,7 +39,7 @@ def build() -> ir.Module:
     module = ir.Module("t64")
     parts = Parts(
         translate=_declare(module, "translate", ir.FunctionType(PTR, (PTR, I64, PTR, I64))),
-        mark=_declare(module, "mark", ir.FunctionType(ir.VoidType(), (I64, I64))),
+        mark=_declare(module, "mark", ir.FunctionType(ir.VoidType(), (PTR, I64, I64, I64))),
         dispatch=_declare(module, "dispatch", HANDLER),
         refill=_declare(module, "refill", HANDLER),
         refetch=_declare(module, "refetch", HANDLER),
@@ -109,7 +113,7 @@ def _define_translate(parts: Parts, bisect: ir.Function) -> None:
 
     chunk = search(code.get("directory"), code.get("chunks"), CHUNK_RECORD.size, gpa)
     slot = search(code.word(chunk, 1), code.word(chunk, 2), SLOT_RECORD.size, gpa)
-    slot_gpa, slot_size, slot_hva, flags, log = (code.word(slot, index) for index in range(5))
+    slot_gpa, slot_size, slot_hva, flags, log, slot_id = (code.word(slot, index) for index in range(6))
     offset = b.sub(gpa, slot_gpa)
     require(b.icmp_unsigned("<", offset, slot_size))
     require(b.icmp_unsigned("==", b.and_(flags, refused_flags), number(0)))
@@ -126,6 +130,7 @@ def _define_translate(parts: Parts, bisect: ir.Function) -> None:
         "host": b.add(piece_host, b.sub(piece_offset, before)),
         "log": log,
         "log_gpa": slot_gpa,
+        "slot": slot_id,
     }
     for name, value in filled.items():
         b.store(value, code.entry_field(entry, name))
@@ -135,18 +140,45 @@ def _define_translate(parts: Parts, bisect: ir.Function) -> None:
 
 
 def _define_mark(parts: Parts) -> None:
-    """Mark the page of one byte of a slot in its log: look first, for most stores are to a page that is dirty."""
+    """Mark the page of one byte of a slot: look first, for most stores are to a page that is marked.
+
+    Whoever sets the mark also puts the page in the vCPU's ring, where it has one.
+    """
     function = parts.mark
-    log, offset = function.args
-    b = ir.IRBuilder(function.append_basic_block("entry"))
+    function.attributes.add("noinline")
+    _, log, offset, slot = function.args
+    code = Code(parts, function)
+    b = code.b
     page = b.lshr(offset, number(PAGE_SHIFT))
     byte = b.shl(b.lshr(page, number(6)), number(3))
     word = b.inttoptr(b.add(log, byte), PTR)
     bit = b.shl(number(1), b.and_(page, number(63)))
-    present = b.and_(b.load_atomic(word, "monotonic", 8, typ=I64), bit)
-    with b.if_then(b.icmp_unsigned("==", present, number(0)), likely=False):
-        b.atomic_rmw("or", word, bit, "monotonic")
+    with b.if_then(code.lacks(b.load_atomic(word, "monotonic", 8, typ=I64), bit)):
+        before = b.atomic_rmw("or", word, bit, "monotonic")
+        ring = code.get("ring")
+        with b.if_then(b.and_(code.lacks(before, bit), b.icmp_unsigned("!=", ring, number(0)))):
+            _push(code, ring, slot, page)
     b.ret_void()
+
+
+def _push(code: Code, ring: ir.Value, slot: ir.Value, page: ir.Value) -> None:
+    """Publish a page in a ring, and set the vCPU's request where the ring is full softly then."""
+    b = code.b
+
+    def header(name: str) -> ir.Value:
+        return b.inttoptr(b.add(ring, number(getattr(RingHeader, name).offset)), I64.as_pointer())
+
+    dirty = b.load(header("dirty"), typ=I64)
+    index = b.and_(dirty, b.load(header("mask"), typ=I64))
+    entry = b.add(b.add(ring, number(HEADER_BYTES)), b.mul(index, number(ENTRY.size)))
+    b.store(page, b.inttoptr(b.add(entry, number(8)), PTR))
+    flags_and_slot = b.or_(b.shl(slot, number(32)), number(KVM_DIRTY_GFN_F_DIRTY))
+    b.store_atomic(flags_and_slot, b.inttoptr(entry, I64.as_pointer()), "release", 8)
+    published = b.add(dirty, number(1))
+    b.store_atomic(published, header("dirty"), "release", 8)
+    used = b.sub(published, b.load_atomic(header("reset"), "monotonic", 8, typ=I64))
+    with b.if_then(b.icmp_unsigned(">=", used, b.load(header("soft_limit"), typ=I64))):
+        b.atomic_rmw("or", code.field("requests"), code.get("ring_full"), "monotonic")
 
 
 def _define_refill(parts: Parts) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 
+from vmmd.memory.ring import DirtyRing
 from vmmd.memory.view import View
 
 OUTSIDE_GUEST_MODE = 0
@@ -39,9 +40,10 @@ class CacheEntry(ctypes.Structure):
         ("gpa", ctypes.c_uint64),
         ("size", ctypes.c_uint64),
         ("host", ctypes.c_uint64),
-        ("log", ctypes.c_uint64),  # host address of the slot's dirty bitmap, or 0
+        ("log", ctypes.c_uint64),  # host address of the marks of the slot's log, or 0
         ("log_gpa", ctypes.c_uint64),  # where the slot begins
-        ("padding", ctypes.c_uint64 * 3),
+        ("slot", ctypes.c_uint64),  # its id
+        ("padding", ctypes.c_uint64 * 2),
     ]
 
 
@@ -62,7 +64,9 @@ class ContextRecord(ctypes.Structure):
         ("chunks", ctypes.c_uint64),
         ("pieces", ctypes.c_uint64),
         ("piece_count", ctypes.c_uint64),
-        ("padding", ctypes.c_uint64 * 4),
+        ("ring", ctypes.c_uint64),  # host address of the vCPU's dirty ring, or 0
+        ("ring_full", ctypes.c_uint64),  # the request that a store sets when the ring is full softly
+        ("padding", ctypes.c_uint64 * 2),
         ("read_cache", CacheEntry * CACHE_ENTRIES),
         ("write_cache", CacheEntry * CACHE_ENTRIES),
     ]
@@ -93,17 +97,21 @@ class Context:
     Attributes:
         record: the fields.
         address: where the record lies.
+        ring: the vCPU's dirty ring, where the VM has rings.
     """
 
-    __slots__ = ("_buffer", "_published", "address", "record")
+    __slots__ = ("_buffer", "_published", "address", "record", "ring")
 
-    def __init__(self, published: ctypes.c_uint64) -> None:
+    def __init__(self, published: ctypes.c_uint64, ring: DirtyRing | None = None, ring_full: int = 0) -> None:
         self._buffer = ctypes.create_string_buffer(ctypes.sizeof(ContextRecord) + _LINE)
         start = ctypes.addressof(self._buffer)
         self.address = start + _LINE - 1 & -_LINE
         self.record = ContextRecord.from_buffer(self._buffer, self.address - start)
         self._published = published  # compiled code reads the word for as long as it has the record
         self.record.published = ctypes.addressof(published)
+        self.ring = ring
+        self.record.ring = ring.address if ring is not None else 0
+        self.record.ring_full = ring_full
 
     def take_view(self, view: View) -> None:
         """Look things up in `view` from now on; the caller keeps it alive while the vCPU may read it."""

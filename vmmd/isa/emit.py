@@ -67,30 +67,35 @@ class Code(Arithmetic):
 
     # The context's fields.
 
-    def _field(self, name: str) -> ir.Value:
+    def field(self, name: str) -> ir.Value:
+        """Return the address of a field of the context."""
         return self.b.gep(self.context, [number(getattr(ContextRecord, name).offset)], source_etype=I8)
 
     def get(self, name: str) -> ir.Value:
         """Read a field that no one else writes meanwhile."""
-        return self.b.load(self._field(name), typ=I64)
+        return self.b.load(self.field(name), typ=I64)
 
     def put(self, name: str, value: ir.Value) -> None:
         """Write a field that no one else reads meanwhile."""
-        self.b.store(value, self._field(name))
+        self.b.store(value, self.field(name))
 
     def get_shared(self, name: str) -> ir.Value:
         """Read a field of the handshake."""
-        return self.b.load_atomic(self._field(name), "monotonic", 8, typ=I64)
+        return self.b.load_atomic(self.field(name), "monotonic", 8, typ=I64)
 
     def put_shared(self, name: str, value: ir.Value, ordering: str = "monotonic") -> None:
         """Write a field of the handshake."""
         # llvmlite takes an atomic store through a typed pointer only.
-        field = self.b.inttoptr(self.b.ptrtoint(self._field(name), I64), I64.as_pointer())
+        field = self.b.inttoptr(self.b.ptrtoint(self.field(name), I64), I64.as_pointer())
         self.b.store_atomic(value, field, ordering, 8)
 
     def word(self, record: ir.Value, index: int) -> ir.Value:
         """Read the 64-bit word of a record with that index."""
         return self.b.load(self.b.gep(record, [number(index * 8)], source_etype=I8), typ=I64)
+
+    def lacks(self, word: ir.Value, bit: ir.Value) -> ir.Value:
+        """Tell whether a word does not have a bit."""
+        return self.b.icmp_unsigned("==", self.b.and_(word, bit), number(0))
 
     def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """Return the smaller of two unsigned values."""
@@ -152,7 +157,7 @@ class Code(Arithmetic):
         b = self.b
         index = b.and_(b.lshr(gpa, number(REGION_SHIFT)), number(CACHE_ENTRIES - 1))
         offset = b.mul(index, number(_entry_size()))
-        return b.gep(self._field(cache), [offset], source_etype=I8)
+        return b.gep(self.field(cache), [offset], source_etype=I8)
 
     def entry_field(self, entry: ir.Value, name: str) -> ir.Value:
         """Return the address of a cache entry's field."""
@@ -238,10 +243,11 @@ class Code(Arithmetic):
         with b.if_then(b.icmp_unsigned("!=", log, number(0)), likely=False):
             first = b.sub(address, self.entry(entry, "log_gpa"))
             last = b.add(first, number(size - 1))
-            b.call(self.parts.mark, [log, first])
+            slot = self.entry(entry, "slot")
+            b.call(self.parts.mark, [self.context, log, first, slot])
             pages = b.xor(b.lshr(first, number(PAGE_SHIFT)), b.lshr(last, number(PAGE_SHIFT)))
             with b.if_then(b.icmp_unsigned("!=", pages, number(0)), likely=False):
-                b.call(self.parts.mark, [log, last])
+                b.call(self.parts.mark, [self.context, log, last, slot])
 
     # A row of the instruction table.
 
@@ -291,7 +297,7 @@ class Code(Arithmetic):
         b = self.b
         b.store(value, self._register(RD_AT))
         # x0 is written like any other and set to 0 again: that costs less than to look.
-        b.store(number(0), self._field("x"))
+        b.store(number(0), self.field("x"))
 
     def _immediate(self, row: Instruction) -> ir.Value:
         return _extracted(self.b, self.state["word"], IMMEDIATES[row.format])

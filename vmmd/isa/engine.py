@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from vmmd.isa.context import IN_GUEST_MODE, OUTSIDE_GUEST_MODE, READING_MEMSLOTS, Context
+from vmmd.isa.context import IN_GUEST_MODE, OUTSIDE_GUEST_MODE, READING_MEMSLOTS, Context, ContextRecord
 from vmmd.isa.evaluate import Pending, evaluate
 from vmmd.isa.outcome import Outcome
 from vmmd.isa.stop import Stop
@@ -90,6 +90,7 @@ class CompiledEngine:
                 return Stop.BUDGET
             try:
                 outcome = evaluate(context, view, pending)
+                _note_full_ring(self, context)
             finally:
                 self._native.leave_mode(context.address)
             if outcome is not None:
@@ -108,9 +109,9 @@ class CompiledEngine:
         """See `Engine`."""
         return self._native.wait_outside(group.address, len(group), view_number, yields)
 
-    def set_bits(self, address: int, bits: int) -> None:
+    def set_bits(self, address: int, bits: int) -> int:
         """See `Words`."""
-        self._native.set_bits(address, bits)
+        return self._native.set_bits(address, bits)
 
     def exchange(self, address: int, count: int) -> bytes:
         """See `Words`."""
@@ -146,6 +147,7 @@ class EvaluatedEngine:
                     return Stop.BUDGET
                 with self._lock:
                     outcome = evaluate(context, view, pending)
+                    _note_full_ring(self, context)
                 if outcome is not None:
                     return outcome
                 pending = None
@@ -176,10 +178,13 @@ class EvaluatedEngine:
                 time.sleep(0)
         return 0
 
-    def set_bits(self, address: int, bits: int) -> None:
+    def set_bits(self, address: int, bits: int) -> int:
         """See `Words`."""
         with self._lock:
-            ctypes.c_uint64.from_address(address).value |= bits
+            word = ctypes.c_uint64.from_address(address)
+            before = word.value
+            word.value = before | bits
+        return before
 
     def exchange(self, address: int, count: int) -> bytes:
         """See `Words`."""
@@ -198,6 +203,12 @@ class EvaluatedEngine:
                 gone += (word.value & mask).to_bytes(8, "little")
                 word.value &= ~mask
         return bytes(gone)
+
+
+def _note_full_ring(words: Words, context: Context) -> None:
+    """Have a vCPU whose ring is full softly stop before its next instruction, as compiled stores do."""
+    if context.ring is not None and context.ring.is_soft_full:
+        words.set_bits(context.address + ContextRecord.requests.offset, context.record.ring_full)
 
 
 ENGINES = ("compiled", "evaluated")

@@ -226,6 +226,7 @@ class _Evaluation:
             if run is None:
                 raise _Leave(Mmio(at, length, part), index)
             access.store(run, part)
+            self._mark(run, length)
             self.done[index] = b""
 
     def port_in(self, port: int, size: int) -> int:
@@ -255,6 +256,15 @@ class _Evaluation:
 
     def breakpoint(self) -> None:
         raise _Leave(Trap(BREAKPOINT, self.context.record.pc))
+
+    def _mark(self, run: Run, length: int) -> None:
+        """Mark what was stored, and put pages that were not marked in the vCPU's ring, where it has one."""
+        log, ring = run.memslot.dirty, self.context.ring
+        if log is None:
+            return
+        for page in log.marks.mark(run.offset, length):
+            if ring is not None:
+                ring.push(run.memslot.slot, page)
 
     def _run(self, index: int, address: int, *, writing: bool) -> Run | None:
         """Return the memory that a piece goes to, or None where it is MMIO; a lost page ends the instruction."""

@@ -34,6 +34,7 @@ _SOURCES = [
     "steps",
     "stop",
     "../memory/memslots",
+    "../memory/ring",
     "../memory/view",
 ]
 _DIGEST_BYTES = 32
@@ -46,7 +47,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "post": (None, (U64, U64, U64)),
     "retract": (None, (U64, U64, U64)),
     "wait_outside": (U64, (U64, U64, U64, U64)),
-    "set_bits": (None, (U64, U64)),
+    "set_bits": (U64, (U64, U64)),
     "exchange": (None, (U64, U64, U64)),
     "clear": (None, (U64, U64, U64)),
 }

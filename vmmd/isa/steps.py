@@ -157,11 +157,10 @@ def _wait_outside(module: ir.Module) -> None:
 
 
 def _set_bits(module: ir.Module) -> None:
-    """`void set_bits(address, bits)`."""
-    function, b = _function(module, "set_bits", ir.VoidType(), I64, I64)
+    """`u64 set_bits(address, bits)`: the word as it was."""
+    function, b = _function(module, "set_bits", I64, I64, I64)
     address, bits = function.args
-    b.atomic_rmw("or", b.inttoptr(address, _WORD), bits, "monotonic")
-    b.ret_void()
+    b.ret(b.atomic_rmw("or", b.inttoptr(address, _WORD), bits, "monotonic"))
 
 
 def _exchange(module: ir.Module) -> None:

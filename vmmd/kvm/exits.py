@@ -63,7 +63,14 @@ class InternalErrorExit:
     phys_addr: int
 
 
-Exit = MmioExit | IoExit | HypercallExit | HltExit | ShutdownExit | InternalErrorExit
+@dataclass(frozen=True, slots=True)
+class DirtyRingFullExit:
+    """The vCPU's dirty ring is full softly: harvest it and reset, and run again."""
+
+    reason: ClassVar[str] = "KVM_EXIT_DIRTY_RING_FULL"
+
+
+Exit = MmioExit | IoExit | HypercallExit | HltExit | ShutdownExit | InternalErrorExit | DirtyRingFullExit
 
 KVM_EXIT_UNKNOWN = "KVM_EXIT_UNKNOWN"
 """The reason before there was any."""

@@ -15,15 +15,19 @@ from vmmd.kvm.errors import KvmError
 from vmmd.kvm.hold import Undo
 from vmmd.kvm.rendezvous import Rendezvous
 from vmmd.kvm.uapi import (
+    KVM_CAP_DIRTY_LOG_RING,
+    KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
+    KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP,
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
     KVM_DIRTY_LOG_INITIALLY_SET,
     KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
 )
 from vmmd.memory import access
-from vmmd.memory.dirty import DirtyBitmap
+from vmmd.memory.dirty import DirtyBitmap, DirtyLog
 from vmmd.memory.host import HostSpace, Ledger, Piece
-from vmmd.memory.limits import USER_MEM_SLOTS
+from vmmd.memory.limits import PAGE_SIZE, USER_MEM_SLOTS
 from vmmd.memory.memslots import Memslots, Region
+from vmmd.memory.ring import ENTRY, MAX_RING_BYTES, RESERVED_ENTRIES, DirtyRing
 from vmmd.memory.view import View
 
 
@@ -41,6 +45,8 @@ class GuestMemory:
         self._engine = engine
         self._ledger = ledger
         self._log_mode = 0
+        self._ring_bytes = 0
+        self._rings_have_bitmaps = False
 
     @property
     def view(self) -> View:
@@ -72,7 +78,7 @@ class GuestMemory:
     async def set_region(self, region: Region, undo: Undo | None) -> int:
         """See `Vm.set_user_memory_region`."""
         before = self.view.memslots
-        memslots, _ = before.with_change(region, self._new_bitmap)
+        memslots, _ = before.with_change(region, self._new_log)
         if memslots is not before:
             self._publish(memslots, self.view.host)
             if undo is None:
@@ -81,7 +87,6 @@ class GuestMemory:
 
     async def get_dirty_log(self, slot: int, first_page: int | None, num_pages: int | None, undo: Undo | None) -> bytes:
         """See `Vm.get_dirty_log`."""
-        _check_slot_id(slot)
         log = self._log(slot)
         first_byte, length = _part(log, first_page, num_pages)
         if self._log_mode & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE:
@@ -94,7 +99,7 @@ class GuestMemory:
         self, slot: int, first_page: int, num_pages: int, bitmap: bytes, undo: Undo | None
     ) -> None:
         """See `Vm.clear_dirty_log`."""
-        _check_slot_id(slot)
+        self._check_log_call(slot)
         if first_page < 0 or first_page % 64:
             raise KvmError(errno.EINVAL, f"first_page {first_page} is no multiple of 64")
         log = self._log(slot)
@@ -109,11 +114,57 @@ class GuestMemory:
         gone = log.clear(first_page, mask.to_bytes(needed, "little"))
         await self._settle_log(undo, log, first_page // 8, gone)
 
-    def enable_cap(self, cap: str, args: Sequence[int]) -> None:
-        """See `Vm.enable_cap`."""
-        if cap != KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
+    def enable_cap(self, cap: str, args: Sequence[int], vcpus: int) -> None:
+        """See `Vm.enable_cap`; `vcpus` is how many vCPUs there are."""
+        argument = args[0] if args else 0
+        if cap == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
+            self._set_log_mode(argument)
+        elif cap in {KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL}:
+            self._enable_rings(argument, vcpus)
+        elif cap == KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP:
+            if not self._ring_bytes or len(self.view.memslots):
+                raise KvmError(errno.EINVAL, f"{cap} needs dirty rings, and no memslot yet")
+            self._rings_have_bitmaps = True
+        else:
             raise KvmError(errno.EINVAL, f"{cap} is no capability that a VM can enable")
-        mode = args[0] if args else 0
+
+    def new_ring(self) -> DirtyRing | None:
+        """Make the ring of a new vCPU, where the VM has rings."""
+        return DirtyRing(self._ring_bytes) if self._ring_bytes else None
+
+    async def reset_rings(self, rings: Sequence[DirtyRing]) -> int:
+        """See `Vm.reset_dirty_rings`."""
+        if not self._ring_bytes:
+            raise KvmError(
+                errno.EINVAL, "the VM has no dirty rings; KVM_CAP_DIRTY_LOG_RING comes before the first vCPU"
+            )
+        count = 0
+        for ring in rings:
+            for slot_id, page in ring.reset():
+                count += 1
+                slot = self.view.memslots.get(slot_id)
+                if slot is not None and slot.dirty is not None and page < slot.npages:
+                    slot.dirty.marks.unmark(page)
+        if count:
+            # Stores that found their mark before it went are done when this has returned, as behind a TLB flush.
+            await self._meet.all_outside_once()
+        return count
+
+    def _enable_rings(self, size: int, vcpus: int) -> None:
+        lowest = max(PAGE_SIZE, RESERVED_ENTRIES * ENTRY.size)
+        if size <= 0 or size & size - 1:
+            raise KvmError(errno.EINVAL, f"a ring of {size} bytes: the size must be a power of two")
+        if size < lowest:
+            raise KvmError(errno.EINVAL, f"a ring of {size} bytes is smaller than the {lowest} that are reserved")
+        if size > MAX_RING_BYTES:
+            raise KvmError(errno.E2BIG, f"a ring of {size} bytes is larger than the largest, {MAX_RING_BYTES}")
+        if self._ring_bytes:
+            raise KvmError(errno.EINVAL, f"dirty rings of {self._ring_bytes} bytes are enabled already")
+        if vcpus:
+            raise KvmError(errno.EINVAL, f"dirty rings come before the first vCPU, and there are {vcpus}")
+        self._ring_bytes = size
+
+    def _set_log_mode(self, mode: int) -> None:
         enable, initially = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_DIRTY_LOG_INITIALLY_SET
         if mode not in {0, enable, enable | initially}:
             raise KvmError(errno.EINVAL, f"args[0] {mode:#x} is none of 0, {enable} and {enable | initially}")
@@ -149,8 +200,8 @@ class GuestMemory:
         """Mark a range of userspace addresses in every log over it: its bytes stayed when its slots went."""
         for slot in self.view.memslots:
             low, high = max(start, slot.userspace_addr), min(end, slot.userspace_addr + slot.memory_size)
-            if slot.dirty is not None and low < high:
-                slot.dirty.mark(low - slot.userspace_addr, high - low)
+            if slot.dirty is not None and slot.dirty.bitmap is not None and low < high:
+                slot.dirty.bitmap.mark(low - slot.userspace_addr, high - low)
 
     def _discard(self, gone: Sequence[Piece]) -> None:
         """Give back pages of mappings that are still in use; those of others end with their mapping."""
@@ -159,17 +210,27 @@ class GuestMemory:
             if id(piece.mapping) in in_use:
                 piece.discard()
 
-    def _new_bitmap(self, npages: int) -> DirtyBitmap:
+    def _new_log(self, npages: int) -> DirtyLog:
+        if self._ring_bytes and not self._rings_have_bitmaps:
+            return DirtyLog(DirtyBitmap(npages, self._engine), None)
         initially_set = bool(self._log_mode & KVM_DIRTY_LOG_INITIALLY_SET)
-        return DirtyBitmap(npages, self._engine, initially_set=initially_set)
+        bitmap = DirtyBitmap(npages, self._engine, initially_set=initially_set)
+        return DirtyLog(DirtyBitmap(npages, self._engine) if self._ring_bytes else bitmap, bitmap)
+
+    def _check_log_call(self, slot: int) -> None:
+        if self._ring_bytes and not self._rings_have_bitmaps:
+            raise KvmError(errno.ENXIO, "the VM logs to dirty rings alone: harvest them")
+        if slot >> 16 or slot >= USER_MEM_SLOTS:
+            raise KvmError(errno.EINVAL, f"slot {slot:#x} is out of range: ids are below {USER_MEM_SLOTS}")
 
     def _log(self, slot: int) -> DirtyBitmap:
+        self._check_log_call(slot)
         found = self.view.memslots.get(slot)
         if found is None:
             raise KvmError(errno.ENOENT, f"slot {slot} is not set")
-        if found.dirty is None:
+        if found.dirty is None or found.dirty.bitmap is None:
             raise KvmError(errno.ENOENT, f"slot {slot} has no dirty log: KVM_MEM_LOG_DIRTY_PAGES is off")
-        return found.dirty
+        return found.dirty.bitmap
 
     async def _settle_log(self, undo: Undo | None, log: DirtyBitmap, first_byte: int, gone: bytes) -> None:
         """After bits went: remember them for a rollback, or wait until every store that found one of them set is done.
@@ -181,11 +242,6 @@ class GuestMemory:
             undo.taken.append((log, first_byte, gone))
         else:
             await self._meet.all_outside_once()
-
-
-def _check_slot_id(slot: int) -> None:
-    if slot >> 16 or slot >= USER_MEM_SLOTS:
-        raise KvmError(errno.EINVAL, f"slot {slot:#x} is out of range: ids of the one space are below {USER_MEM_SLOTS}")
 
 
 def _part(log: DirtyBitmap, first_page: int | None, num_pages: int | None) -> tuple[int, int]:

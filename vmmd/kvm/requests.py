@@ -12,6 +12,9 @@ KVM_REQ_TLB_FLUSH = 1 << 0
 KVM_REQ_VM_DEAD = 1 << 1
 """The VM is being destroyed: KVM_RUN ends. Nobody clears it."""
 
+KVM_REQ_DIRTY_RING_SOFT_FULL = 1 << 3
+"""The dirty ring is full softly: KVM_RUN ends with KVM_EXIT_DIRTY_RING_FULL, and clears it once there is room."""
+
 KVM_REQ_HOLD = 1 << 33
 """A hold is open: KVM_RUN parks inside. The resume clears it."""
 

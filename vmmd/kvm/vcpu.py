@@ -32,6 +32,7 @@ from vmmd.kvm.errors import KvmError
 from vmmd.kvm.exits import (
     KVM_EXIT_INTR,
     KVM_EXIT_UNKNOWN,
+    DirtyRingFullExit,
     Exit,
     HltExit,
     HypercallExit,
@@ -41,10 +42,19 @@ from vmmd.kvm.exits import (
     ShutdownExit,
 )
 from vmmd.kvm.rendezvous import Rendezvous
-from vmmd.kvm.requests import KVM_REQ_HOLD, KVM_REQ_PAUSE, KVM_REQ_TLB_FLUSH, KVM_REQ_VM_DEAD, PARKING, SIGNAL_PENDING
+from vmmd.kvm.requests import (
+    KVM_REQ_DIRTY_RING_SOFT_FULL,
+    KVM_REQ_HOLD,
+    KVM_REQ_PAUSE,
+    KVM_REQ_TLB_FLUSH,
+    KVM_REQ_VM_DEAD,
+    PARKING,
+    SIGNAL_PENDING,
+)
 from vmmd.kvm.scheduler import Scheduler
 from vmmd.kvm.uapi import KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_INTERNAL_ERROR_EMULATION
 from vmmd.memory.limits import U64
+from vmmd.memory.ring import DirtyRing
 
 SLICE_INSTRUCTIONS = 400_000
 """What a vCPU runs before others may have its worker: about a millisecond."""
@@ -74,14 +84,13 @@ class Stats:
 class _Run:
     """One KVM_RUN in flight."""
 
-    __slots__ = ("complete_only", "done", "interrupted", "loop")
+    __slots__ = ("done", "ends_with", "interrupted", "loop")
 
-    def __init__(self, *, complete_only: KvmError | None) -> None:
+    def __init__(self, *, ends_with: KvmError | None) -> None:
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[Exit] = self.loop.create_future()
-        # Where it is set, the pending exit is completed, no further instruction runs, and this is what the run ends
-        # with.
-        self.complete_only = complete_only
+        # Where it is set, the pending exit is completed, no further instruction runs, and the run ends with this.
+        self.ends_with: KvmError | Exit | None = ends_with
         self.interrupted = False
 
     def finish(self, result: Exit | BaseException) -> None:
@@ -104,9 +113,9 @@ class Vcpu:
         stray_exits: how many MMIO exits no device owned; the run loop counts them.
     """
 
-    def __init__(self, rendezvous: Rendezvous, vcpu_id: int, requests: int) -> None:
+    def __init__(self, rendezvous: Rendezvous, vcpu_id: int, requests: int, ring: DirtyRing | None = None) -> None:
         self.id = vcpu_id
-        self.context = Context(rendezvous.published)
+        self.context = Context(rendezvous.published, ring, KVM_REQ_DIRTY_RING_SOFT_FULL)
         self.stray_exits = 0
         self._rendezvous = rendezvous
         self._group = ContextGroup((self.context,))
@@ -117,6 +126,7 @@ class Vcpu:
         self._pauses = 0
         self._exits: Counter[str] = Counter()
         self._kicks = 0
+        self._reset: asyncio.Future[None] | None = None
         rendezvous.join(self.context, requests)
 
     @property
@@ -146,7 +156,7 @@ class Vcpu:
             raise KvmError(errno.EBUSY, f"vCPU {self.id} is in KVM_RUN already", _KVM_RUN)
         self._answer(data)
         at_once = KvmError(errno.EINTR, "immediate_exit is set", _KVM_RUN, exit_reason=self._reason)
-        run = self._run = _Run(complete_only=at_once if self._immediate_exit else None)
+        run = self._run = _Run(ends_with=at_once if self._immediate_exit else None)
         run.done.add_done_callback(self._over)
         timer = run.loop.call_later(timeout_ms / 1000, self.signal) if timeout_ms is not None else None
         self._rendezvous.scheduler.submit(self)
@@ -167,9 +177,46 @@ class Vcpu:
             await asyncio.wait([self._run.done])
 
     def signal(self) -> None:
-        """End the KVM_RUN that is under way with EINTR, a parked one too; without one it does nothing."""
+        """End the KVM_RUN that is under way, or the wait for a reset, with EINTR; without one it does nothing."""
         if self._run is not None:
             self._rendezvous.end_run(SIGNAL_PENDING, self._group)
+        self.end_wait(KvmError(errno.EINTR, "the wait was interrupted", _KVM_RUN, exit_reason=KVM_EXIT_INTR))
+
+    async def ring_reset(self) -> None:
+        """Wait until the dirty ring has room again.
+
+        Raises:
+            KvmError: EINTR where the vCPU is signalled meanwhile, ECANCELED where the VM is destroyed.
+        """
+        ring = self.context.ring
+        while ring is not None and ring.is_soft_full:
+            if self._reset is None:
+                self._reset = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._reset)
+
+    def end_wait(self, error: KvmError | None = None) -> None:
+        """End the wait for a reset: the rings were reset, or with an error."""
+        waiting, self._reset = self._reset, None
+        if waiting is None:
+            return
+        if error is None:
+            waiting.set_result(None)
+        else:
+            waiting.set_exception(error)
+            waiting.exception()
+
+    def harvest_dirty_ring(self, count: int) -> list[tuple[int, int]]:
+        """Read at most `count` entries of the dirty ring, as (slot, page), and mark them for the next reset.
+
+        Raises:
+            KvmError: EINVAL where the VM has no dirty rings.
+        """
+        ring = self.context.ring
+        if ring is None:
+            raise KvmError(
+                errno.EINVAL, "the VM has no dirty rings; KVM_CAP_DIRTY_LOG_RING comes before the first vCPU"
+            )
+        return ring.harvest(count)
 
     def set_immediate_exit(self, value: int) -> None:
         """Set kvm_run.immediate_exit: while it is not 0, KVM_RUN completes a pending exit, and ends with EINTR."""
@@ -254,17 +301,17 @@ class Vcpu:
         while True:
             if record.requests and self._serve_requests(run):
                 return False
-            if run.complete_only is not None and self._pending is None:
-                raise run.complete_only
+            if run.ends_with is not None and self._pending is None:
+                return self._end(run.ends_with)
             view = rendezvous.view
             self.context.take_view(view)
-            record.budget = SLICE_INSTRUCTIONS if run.complete_only is None else 1
+            record.budget = SLICE_INSTRUCTIONS if run.ends_with is None else 1
             retired = record.retired
             ran = rendezvous.engine.run(self.context, view, self._pending)
             if record.retired != retired:
                 self._pending = None
             if ran is Stop.BUDGET:
-                if run.complete_only is None and scheduler.others_wait:
+                if run.ends_with is None and scheduler.others_wait:
                     return True
             elif not isinstance(ran, Stop):
                 return self._leave(ran)
@@ -276,19 +323,28 @@ class Vcpu:
             raise KvmError(errno.ECANCELED, "the VM is destroyed", _KVM_RUN)
         if requests & SIGNAL_PENDING:
             run.interrupted = True
-            run.complete_only = KvmError(errno.EINTR, "the run was interrupted", _KVM_RUN, exit_reason=KVM_EXIT_INTR)
+            run.ends_with = KvmError(errno.EINTR, "the run was interrupted", _KVM_RUN, exit_reason=KVM_EXIT_INTR)
             if self._pending is None or requests & PARKING:
-                raise run.complete_only
+                raise run.ends_with
             # As in KVM, a pending exit is completed before the signal is looked at.
             self._rendezvous.engine.retract(self._group, SIGNAL_PENDING)
         if requests & PARKING:
-            if run.interrupted and run.complete_only is not None:
-                raise run.complete_only
+            if run.interrupted and isinstance(run.ends_with, KvmError):
+                raise run.ends_with
             self._kicks += bool(requests & KVM_REQ_HOLD)
             return self._rendezvous.park(self)
-        if requests & KVM_REQ_TLB_FLUSH:
-            self._rendezvous.engine.retract(self._group, KVM_REQ_TLB_FLUSH)
+        self._rendezvous.engine.retract(self._group, requests & (KVM_REQ_TLB_FLUSH | KVM_REQ_DIRTY_RING_SOFT_FULL))
+        ring = self.context.ring
+        if requests & KVM_REQ_DIRTY_RING_SOFT_FULL and ring is not None and ring.is_soft_full:
+            run.ends_with = run.ends_with or DirtyRingFullExit()
         return False
+
+    def _end(self, result: KvmError | Exit) -> Exit:
+        if isinstance(result, KvmError):
+            raise result
+        # Only a full ring ends a run so. Its request stands, as in KVM: the next run ends at once too, until a reset.
+        self._rendezvous.engine.post(self._group, KVM_REQ_DIRTY_RING_SOFT_FULL)
+        return result
 
     def _leave(self, ran: Outcome | Pending) -> Exit:
         self._pending = ran if isinstance(ran, Pending) else None

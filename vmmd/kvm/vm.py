@@ -246,13 +246,30 @@ class Vm:
             await self._memory.clear_dirty_log(slot, first_page, num_pages, bitmap, _undo(held))
 
     async def enable_cap(self, cap: str, args: Sequence[int]) -> None:
-        """KVM_ENABLE_CAP on the VM: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.
+        """KVM_ENABLE_CAP on the VM: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_DIRTY_LOG_RING and what belongs to it.
 
         Raises:
-            KvmError: EINVAL where the capability cannot be enabled or its arguments are not known; EBUSY in any hold.
+            KvmError: EINVAL where the capability cannot be enabled now or its arguments are not known; E2BIG for a ring
+                that is too large; EBUSY in any hold.
         """
         async with self._inside(None, 0, "KVM_ENABLE_CAP"):
-            self._memory.enable_cap(cap, args)
+            self._memory.enable_cap(cap, args, len(self._vcpus))
+
+    async def reset_dirty_rings(self) -> int:
+        """KVM_RESET_DIRTY_RINGS: free every harvested entry, and log the next store to its page again.
+
+        Returns:
+            How many entries were freed.
+
+        Raises:
+            KvmError: EINVAL where the VM has no rings; EBUSY in any hold.
+        """
+        async with self._inside(None, 0, "KVM_RESET_DIRTY_RINGS"):
+            rings = [vcpu.context.ring for vcpu in self._vcpus.values()]
+            count = await self._memory.reset_rings([ring for ring in rings if ring is not None])
+            for vcpu in self._vcpus.values():
+                vcpu.end_wait()
+            return count
 
     # vCPUs.
 
@@ -268,7 +285,7 @@ class Vm:
                 raise KvmError(errno.EINVAL, f"vCPU id {vcpu_id} is not below {self._limits.vcpus_per_vm}")
             if vcpu_id in self._vcpus:
                 raise KvmError(errno.EEXIST, f"vCPU {vcpu_id} is there already")
-            vcpu = Vcpu(self._meet, vcpu_id, KVM_REQ_HOLD if self._held else 0)
+            vcpu = Vcpu(self._meet, vcpu_id, KVM_REQ_HOLD if self._held else 0, self._memory.new_ring())
             self._vcpus[vcpu_id] = vcpu
             return vcpu
 
@@ -340,6 +357,7 @@ class Vm:
         self._gate.close(KvmError(errno.ECANCELED, f"VM {self.id} is destroyed"))
         self._meet.end_run(KVM_REQ_VM_DEAD, self._meet.contexts)
         for vcpu in self._vcpus.values():
+            vcpu.end_wait(KvmError(errno.ECANCELED, f"VM {self.id} is destroyed"))
             await vcpu.run_over()
         self._memory.drop()
 

@@ -1,6 +1,7 @@
 """The run loop that every VMM has: a coroutine for each vCPU that calls KVM_RUN for good and serves its exits.
 
 port 0x3f8 out: to the console; any other port: nothing written, all ones read
+a full dirty ring: waits for its reset
 MMIO that nobody owns: counted as stray, then by the policy: stop this vCPU, or go on with all ones read
 anything else, and every error: ends this vCPU's loop
 """
@@ -11,7 +12,7 @@ import errno
 from enum import Enum
 
 from vmmd.kvm.errors import KvmError
-from vmmd.kvm.exits import Exit, IoExit, MmioExit
+from vmmd.kvm.exits import DirtyRingFullExit, Exit, IoExit, MmioExit
 from vmmd.kvm.uapi import KVM_EXIT_IO_OUT
 from vmmd.kvm.vcpu import Vcpu
 from vmmd.machine.console import CONSOLE_PORT, Console
@@ -30,6 +31,8 @@ async def run_loop(vcpu: Vcpu, console: Console, policy: StrayPolicy) -> Exit | 
     while True:
         try:
             exit_ = await vcpu.run(data)
+            if isinstance(exit_, DirtyRingFullExit):
+                await vcpu.ring_reset()
         except KvmError as error:
             return error
         data = None
@@ -44,6 +47,8 @@ async def run_loop(vcpu: Vcpu, console: Console, policy: StrayPolicy) -> Exit | 
                 if policy is StrayPolicy.STOP:
                     return exit_
                 data = None if is_write else b"\xff" * exit_.len
+            case DirtyRingFullExit():
+                pass
             case _:
                 return exit_
 

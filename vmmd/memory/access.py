@@ -23,10 +23,8 @@ def load(run: Run, size: int) -> bytes:
 
 
 def store(run: Run, data: bytes) -> None:
-    """Write bytes at a run's start, and then mark them in its slot's log."""
+    """Write bytes at a run's start; whoever stores marks them in the slot's log, and only after that."""
     _write(_bounded(run, len(data)), data)
-    if run.memslot.dirty is not None:
-        run.memslot.dirty.mark(run.offset, len(data))
 
 
 def read_guest(view: View, guest_phys_addr: int, length: int) -> bytes:
@@ -50,6 +48,9 @@ def write_guest(view: View, guest_phys_addr: int, data: bytes) -> list[tuple[int
     at, written = 0, []
     for run, size in _runs(view, guest_phys_addr, len(data), writing=True):
         store(run, data[at : at + size])
+        log = run.memslot.dirty
+        if log is not None and log.bitmap is not None:
+            log.bitmap.mark(run.offset, size)
         written.append((run.memslot.userspace_addr + run.offset, size))
         at += size
     return written

@@ -1,4 +1,4 @@
-"""Dirty bitmaps: one bit a page of a memslot, in KVM's layout.
+"""Dirty bitmaps, and the log of a memslot: one bit a page, in KVM's layout.
 
 Bit j of byte k stands for page 8k + j of the slot; words are 64 bits, little-endian, and the tail beyond the last
 page reads 0. The words are shared with compiled code that runs without the GIL, so every change to them goes through
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from dataclasses import dataclass
 from typing import Protocol
 
 from vmmd.memory.limits import PAGE_SHIFT
@@ -21,8 +22,8 @@ _SMALL_BYTES = 1 << 16
 class Words(Protocol):
     """Atomic steps on 64-bit words at host addresses. Counts are words, addresses multiples of 8."""
 
-    def set_bits(self, address: int, bits: int) -> None:
-        """Or `bits` into the word at `address`."""
+    def set_bits(self, address: int, bits: int) -> int:
+        """Or `bits` into the word at `address`; give the word as it was."""
 
     def exchange(self, address: int, count: int) -> bytes:
         """Take `count` words and leave zeroes, word by word."""
@@ -37,7 +38,7 @@ def bitmap_bytes(npages: int) -> int:
 
 
 class DirtyBitmap:
-    """The log of one memslot. It outlives a MOVE of the slot, and goes with a DELETE or when logging ends."""
+    """A bit for each page of one memslot."""
 
     __slots__ = ("_buffer", "_words", "address", "npages", "size_bytes")
 
@@ -59,10 +60,19 @@ class DirtyBitmap:
             if rest:
                 ctypes.memset(self.address + full, (1 << rest) - 1, 1)
 
-    def mark(self, offset: int, length: int) -> None:
-        """Mark the pages of `length` bytes from byte `offset` of the slot on."""
-        for page in range(offset >> PAGE_SHIFT, (offset + length - 1 >> PAGE_SHIFT) + 1):
-            self._words.set_bits(self.address + page // _WORD_PAGES * 8, 1 << page % _WORD_PAGES)
+    def mark(self, offset: int, length: int) -> list[int]:
+        """Mark the pages of `length` bytes from byte `offset` of the slot on; give those that were not marked."""
+        pages = range(offset >> PAGE_SHIFT, (offset + length - 1 >> PAGE_SHIFT) + 1)
+        return [page for page in pages if not self._set(page)]
+
+    def unmark(self, page: int) -> None:
+        """Clear the mark of one page."""
+        mask = (1 << page % _WORD_PAGES).to_bytes(8, "little")
+        self._words.clear(self.address + page // _WORD_PAGES * 8, mask)
+
+    def _set(self, page: int) -> bool:
+        bit = 1 << page % _WORD_PAGES
+        return bool(self._words.set_bits(self.address + page // _WORD_PAGES * 8, bit) & bit)
 
     def snapshot(self, first_byte: int = 0, length: int | None = None) -> bytes:
         """Copy the log, or `length` bytes of it, and leave it as it is."""
@@ -88,3 +98,18 @@ class DirtyBitmap:
         """
         padded = mask + bytes(-len(mask) % 8)
         return self._words.clear(self.address + first_page // 8, padded)
+
+
+@dataclass(frozen=True, slots=True)
+class DirtyLog:
+    """The log of one memslot. It outlives a MOVE of the slot, and goes with a DELETE or when logging ends.
+
+    Attributes:
+        marks: what a vCPU's store looks at, and sets where it is clear; with dirty rings, the pages that are in a
+        ring. bitmap: what KVM_GET_DIRTY_LOG gives: the marks themselves, or None where there are only rings, or,
+        beside rings, the
+            pages that were written without a vCPU.
+    """
+
+    marks: DirtyBitmap
+    bitmap: DirtyBitmap | None

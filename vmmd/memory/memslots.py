@@ -20,7 +20,7 @@ from enum import Enum
 from operator import attrgetter
 from types import MappingProxyType
 
-from vmmd.memory.dirty import DirtyBitmap
+from vmmd.memory.dirty import DirtyLog
 from vmmd.memory.errors import Refused
 from vmmd.memory.limits import (
     ADDRESS_SPACES,
@@ -41,8 +41,8 @@ _KNOWN_FLAGS = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
 _CHUNK_SLOTS = 256
 _JOIN_SLOTS = 64
 
-SLOT_RECORD = struct.Struct("<QQQQQ")
-"""A slot for lookups: guest_phys_addr, memory_size, userspace_addr, flags, host address of the dirty bitmap or 0."""
+SLOT_RECORD = struct.Struct("<QQQQQQ")
+"""A slot for lookups: guest_phys_addr, memory_size, userspace_addr, flags, host address of the log's marks or 0, id."""
 
 CHUNK_RECORD = struct.Struct("<QQQ")
 """A chunk for lookups: its lowest guest_phys_addr, the host address of its slot records, how many they are."""
@@ -68,13 +68,15 @@ class Region:
 class Memslot(Region):
     """A region that is set, and its dirty log where KVM_MEM_LOG_DIRTY_PAGES is on."""
 
-    dirty: DirtyBitmap | None = None
+    dirty: DirtyLog | None = None
     record: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Pack the slot for lookups."""
-        log = self.dirty.address if self.dirty is not None else 0
-        record = SLOT_RECORD.pack(self.guest_phys_addr, self.memory_size, self.userspace_addr, self.flags, log)
+        log = self.dirty.marks.address if self.dirty is not None else 0
+        record = SLOT_RECORD.pack(
+            self.guest_phys_addr, self.memory_size, self.userspace_addr, self.flags, log, self.slot
+        )
         object.__setattr__(self, "record", record)
 
     @property
@@ -145,7 +147,7 @@ class _Chunk:
 
 _CHUNK_BASE = attrgetter("base")
 
-BitmapFactory = Callable[[int], DirtyBitmap]
+LogFactory = Callable[[int], DirtyLog]
 """Makes the dirty log of a slot of so many pages."""
 
 
@@ -199,7 +201,7 @@ class Memslots:
         """Return the same slots at another generation: what a rollback publishes."""
         return Memslots(generation, self._chunks, self._ids, self.directory)
 
-    def with_change(self, region: Region, new_bitmap: BitmapFactory) -> tuple[Memslots, Change]:
+    def with_change(self, region: Region, new_log: LogFactory) -> tuple[Memslots, Change]:
         """Return the table after KVM_SET_USER_MEMORY_REGION, one generation on, and what the change was.
 
         Where the call changes nothing, it is this table. The checks, their order and their errnos are those of
@@ -220,7 +222,7 @@ class Memslots:
             base.check_free(region)
             if region.end > 1 << GUEST_PHYS_BITS:
                 raise Refused(errno.EINVAL, f"{_range(region)} ends beyond the {GUEST_PHYS_BITS} guest-physical bits")
-        new = Memslot(*_fields(region), dirty=_log_of(region, old, new_bitmap))
+        new = Memslot(*_fields(region), dirty=_log_of(region, old, new_log))
         return base._inserted(new)._stepped(self.generation), change
 
     def check_free(self, region: Region) -> None:
@@ -376,12 +378,12 @@ def _classify(region: Region, old: Memslot | None) -> Change:
     return Change.FLAGS_ONLY if region.flags != old.flags else Change.NONE
 
 
-def _log_of(region: Region, old: Memslot | None, new_bitmap: BitmapFactory) -> DirtyBitmap | None:
+def _log_of(region: Region, old: Memslot | None, new_log: LogFactory) -> DirtyLog | None:
     if not region.flags & KVM_MEM_LOG_DIRTY_PAGES:
         return None
     if old is not None and old.dirty is not None:
         return old.dirty
-    return new_bitmap(region.memory_size >> PAGE_SHIFT)
+    return new_log(region.memory_size >> PAGE_SHIFT)
 
 
 def _fields(region: Region) -> tuple[int, int, int, int, int]:

@@ -69,3 +69,10 @@ async def _clear_dirty_log(core: Core, params: memslots.ClearDirtyLogParams, _sc
 @handles("vm.enable_cap")
 async def _enable_cap(core: Core, params: memslots.EnableCapParams, _scope: BodyScope) -> None:
     await core.vm(params).enable_cap(params.cap, params.args)
+
+
+@handles("vm.reset_dirty_rings")
+async def _reset_dirty_rings(
+    core: Core, params: memslots.ResetDirtyRingsParams, _scope: BodyScope
+) -> memslots.ResetDirtyRingsResult:
+    return memslots.ResetDirtyRingsResult(count=await core.vm(params).reset_dirty_rings())

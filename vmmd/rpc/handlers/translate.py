@@ -61,7 +61,7 @@ def exit_result(reason: exits.Exit) -> vcpus.RunResult:
         case exits.ShutdownExit():
             shutdown = vcpus.ShutdownExit(cause=reason.cause, value=reason.value)
             return vcpus.RunResult(exit_reason=reason.reason, shutdown=shutdown)
-        case exits.HltExit():
+        case exits.HltExit() | exits.DirtyRingFullExit():
             return vcpus.RunResult(exit_reason=reason.reason)
 
 

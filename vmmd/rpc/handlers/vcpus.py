@@ -6,6 +6,9 @@ from vmmd.rpc.handlers.registry import Core, handles
 from vmmd.rpc.handlers.translate import exit_result
 from vmmd.rpc.scope import BodyScope
 
+# One entry of a dirty ring as JSON, with the largest numbers, and what stands around all of them.
+_ENTRY_BYTES, _AROUND_BYTES = 48, 128
+
 
 @handles("vm.create_vcpu")
 async def _create_vcpu(core: Core, params: vcpus.CreateVcpuParams, _scope: BodyScope) -> vcpus.CreateVcpuResult:
@@ -16,6 +19,18 @@ async def _create_vcpu(core: Core, params: vcpus.CreateVcpuParams, _scope: BodyS
 @handles("vcpu.run")
 async def _run(core: Core, params: vcpus.RunParams, _scope: BodyScope) -> vcpus.RunResult:
     return exit_result(await core.vcpu(params).run(params.data, params.timeout_ms))
+
+
+@handles("vcpu.harvest_dirty_ring")
+async def _harvest_dirty_ring(
+    core: Core, params: vcpus.HarvestDirtyRingParams, scope: BodyScope
+) -> vcpus.HarvestDirtyRingResult:
+    # What is harvested is gone from the ring, so no more is than the reply has room for.
+    count = min(params.count, max(scope.reply_left - _AROUND_BYTES, 0) // _ENTRY_BYTES)
+    found = core.vcpu(params).harvest_dirty_ring(count)
+    return vcpus.HarvestDirtyRingResult(
+        entries=tuple(vcpus.DirtyGfn(slot=slot, offset=offset) for slot, offset in found)
+    )
 
 
 @handles("vcpu.get_regs")
