@@ -76,9 +76,12 @@ def list_vms() -> Call[list[VmInfo]]:
     return _call("kvm.list_vms", _whole)
 
 
-def map_host_memory(vm: str, size: int, name: str | None, **options: Unpack[GatedChangeOptions]) -> Call[int]:
+def map_host_memory(
+    vm: str, size: int, name: str | None, sparse: bool | None = None, **options: Unpack[GatedChangeOptions]
+) -> Call[int]:
     """Map `size` zeroed bytes; gives their userspace address."""
-    return _call("vm.map_host_memory", attrgetter("userspace_addr"), vm=vm, size=size, name=name, **options)
+    unwrap = attrgetter("userspace_addr")
+    return _call("vm.map_host_memory", unwrap, vm=vm, size=size, name=name, sparse=sparse, **options)
 
 
 def unmap_host_memory(vm: str, userspace_addr: int, size: int, **options: Unpack[GatedChangeOptions]) -> Call[None]:

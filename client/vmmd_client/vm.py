@@ -115,19 +115,22 @@ class Vm:
 
     # Host memory: the userspace mappings that memslots point into.
 
-    async def map_host_memory(self, size: int, name: str | None = None, **options: Unpack[GatedChangeOptions]) -> int:
+    async def map_host_memory(
+        self, size: int, name: str | None = None, *, sparse: bool | None = None, **options: Unpack[GatedChangeOptions]
+    ) -> int:
         """Map zeroed host memory and give its userspace address.
 
         Args:
             size: bytes, whole pages.
             name: a name for people.
+            sparse: count only the pages that are touched against the limits, and not the size.
             **options: see `calls.GatedChangeOptions`.
 
         Raises:
             InvalidArgument: the size is 0 or not of whole pages.
             OutOfMemory: over the VM's or the daemon's limit.
         """
-        return await self._channel.send(calls.map_host_memory(self.id, size, name, **options))
+        return await self._channel.send(calls.map_host_memory(self.id, size, name, sparse, **options))
 
     async def unmap_host_memory(self, userspace_addr: int, size: int, **options: Unpack[GatedChangeOptions]) -> None:
         """Unmap whole pages; once it has returned no vCPU reaches them.

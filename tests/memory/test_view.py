@@ -79,7 +79,7 @@ def test_the_pieces_are_packed_for_lookups_in_order() -> None:
     view = View(Memslots(), host)
     assert view.pieces == 2
     records = list(PIECE_RECORD.iter_unpack(ctypes.string_at(view.pieces_address, view.pieces * PIECE_RECORD.size)))
-    assert records == [(piece.userspace_addr, piece.size, piece.host_address) for piece in host.pieces]
+    assert records == [(piece.userspace_addr, piece.size, piece.host_address, 0, piece.offset) for piece in host.pieces]
     again = View(table(pages(0, 0, 1)), host, view)
     assert again.pieces_address == view.pieces_address
 

@@ -12,6 +12,9 @@ class MapHostMemoryParams(VmParams, GateOptions, ChangeOptions):
 
     size: U64In = Field(description=f"Bytes to map, {_PAGES}; counts against the VM's and the daemon's limit.")
     name: str | None = Field(default=None, min_length=1, max_length=64, description="A name for people.")
+    sparse: bool = Field(
+        default=False, strict=True, description="Count only the pages that are touched, as they are, and not the size."
+    )
 
 
 class MapHostMemoryResult(Result):

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from vmmd.isa.arithmetic import I8, I32, I64, number
+from vmmd.isa.arithmetic import I1, I8, I32, I64, number
 from vmmd.isa.context import IN_GUEST_MODE, OUTSIDE_GUEST_MODE
 from vmmd.isa.decode import KEY_MASK, KEYS, candidates
 from vmmd.isa.emit import CONVENTION, HANDLER, NULL, PTR, Code, Parts
 from vmmd.isa.instructions import Instruction
 from vmmd.isa.steps import ENTERED, define_steps
 from vmmd.isa.stop import Stop
-from vmmd.memory.limits import PAGE_SHIFT
+from vmmd.memory.limits import PAGE_SHIFT, PAGE_SIZE
 from vmmd.memory.memslots import CHUNK_RECORD, SLOT_RECORD
 from vmmd.memory.ring import ENTRY, HEADER_BYTES, KVM_DIRTY_GFN_F_DIRTY, RingHeader
 from vmmd.memory.view import PIECE_RECORD
@@ -119,15 +119,22 @@ def _define_translate(parts: Parts, bisect: ir.Function) -> None:
     require(b.icmp_unsigned("==", b.and_(flags, refused_flags), number(0)))
     hva = b.add(slot_hva, offset)
     piece = search(code.get("pieces"), code.get("piece_count"), PIECE_RECORD.size, hva)
-    piece_hva, piece_size, piece_host = (code.word(piece, index) for index in range(3))
+    piece_hva, piece_size, piece_host, touched, mapping_offset = (code.word(piece, index) for index in range(5))
     piece_offset = b.sub(hva, piece_hva)
     require(b.icmp_unsigned("<", piece_offset, piece_size))
-    before = code.smaller(offset, piece_offset)
-    after = code.smaller(b.sub(slot_size, offset), b.sub(piece_size, piece_offset))
+    before, after = b.alloca(I64), b.alloca(I64)
+    b.store(code.smaller(offset, piece_offset), before)
+    b.store(code.smaller(b.sub(slot_size, offset), b.sub(piece_size, piece_offset)), after)
+    with b.if_then(b.icmp_unsigned("!=", touched, number(0))):
+        low, high = _touched_run(code, touched, b.add(mapping_offset, piece_offset))
+        require(b.icmp_unsigned("!=", high, number(0)))
+        b.store(code.smaller(b.load(before, typ=I64), low), before)
+        b.store(code.smaller(b.load(after, typ=I64), high), after)
+    back, ahead = b.load(before, typ=I64), b.load(after, typ=I64)
     filled = {
-        "gpa": b.sub(gpa, before),
-        "size": b.add(before, after),
-        "host": b.add(piece_host, b.sub(piece_offset, before)),
+        "gpa": b.sub(gpa, back),
+        "size": b.add(back, ahead),
+        "host": b.add(piece_host, b.sub(piece_offset, back)),
         "log": log,
         "log_gpa": slot_gpa,
         "slot": slot_id,
@@ -137,6 +144,24 @@ def _define_translate(parts: Parts, bisect: ir.Function) -> None:
     b.ret(entry)
     b.position_at_end(nothing)
     b.ret(NULL)
+
+
+def _touched_run(code: Code, touched: ir.Value, offset: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Return how many touched bytes lie before and from an offset of a sparse mapping, within its word of 64 pages.
+
+    The second is 0 where the offset's own page is not touched.
+    """
+    b = code.b
+    page = b.lshr(offset, number(PAGE_SHIFT))
+    word = b.load(b.inttoptr(b.add(touched, b.shl(b.lshr(page, number(6)), number(3))), PTR), typ=I64)
+    bit = b.and_(page, number(63))
+    from_here = b.cttz(b.not_(b.lshr(word, bit)), number(0, I1))
+    to_here = b.ctlz(b.not_(b.shl(word, b.sub(number(63), bit))), number(0, I1))
+    in_page = b.and_(offset, number(PAGE_SIZE - 1))
+    ahead = b.sub(b.shl(from_here, number(PAGE_SHIFT)), in_page)
+    back = b.add(b.shl(b.sub(to_here, number(1)), number(PAGE_SHIFT)), in_page)
+    none = b.icmp_unsigned("==", from_here, number(0))
+    return back, b.select(none, number(0), ahead)
 
 
 def _define_mark(parts: Parts) -> None:

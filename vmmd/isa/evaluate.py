@@ -17,6 +17,7 @@ from vmmd.isa.encoding import IMMEDIATES, rd, rs1, rs2, sign_extend
 from vmmd.isa.instructions import SHAPES, Effect, Instruction, Operand
 from vmmd.isa.outcome import Awaiting, Halt, Hypercall, LostPage, Mmio, NoCode, Outcome, Port, Trap
 from vmmd.memory import access
+from vmmd.memory.errors import Refused
 from vmmd.memory.limits import PAGE_SIZE, U64
 from vmmd.memory.view import Run, View
 
@@ -88,8 +89,7 @@ def _fetch(view: View, pc: int) -> int:
     run = view.find(pc)
     if run is None:
         raise _Leave(NoCode(pc))
-    if run.host_address is None:
-        raise _Leave(LostPage(pc))
+    _touch(run, pc, 4)
     return int.from_bytes(access.load(run, 4), "little")
 
 
@@ -124,6 +124,16 @@ def _operand(kind: Operand, record: ContextRecord, word: int, immediate: int) ->
         case Operand.SUM:
             value = record.x[rs1(word)] + immediate
     return value & U64
+
+
+def _touch(run: Run, address: int, length: int) -> None:
+    """See to it that an access has host memory, and leave where there is none, or no more."""
+    if run.piece is None:
+        raise _Leave(LostPage(address, "the host mapping is gone"))
+    try:
+        access.touch(run, length)
+    except Refused as refused:
+        raise _Leave(LostPage(address, refused.message)) from None
 
 
 def _target(pc: int) -> int:
@@ -202,7 +212,7 @@ class _Evaluation:
 
     def load(self, address: int, size: int, *, signed: bool) -> int:
         pieces = _pieces(address, size)
-        runs = [self._run(index, at, writing=False) for index, (at, _) in enumerate(pieces)]
+        runs = [self._run(index, at, length, writing=False) for index, (at, length) in enumerate(pieces)]
         data = b""
         for index, ((at, length), run) in enumerate(zip(pieces, runs, strict=True)):
             if index in self.done:
@@ -216,7 +226,7 @@ class _Evaluation:
     def store(self, address: int, value: int, size: int) -> None:
         data = (value & (1 << size * 8) - 1).to_bytes(size, "little")
         pieces = _pieces(address, size)
-        runs = [self._run(index, at, writing=True) for index, (at, _) in enumerate(pieces)]
+        runs = [self._run(index, at, length, writing=True) for index, (at, length) in enumerate(pieces)]
         start = 0
         for index, ((at, length), run) in enumerate(zip(pieces, runs, strict=True)):
             part = data[start : start + length]
@@ -266,13 +276,12 @@ class _Evaluation:
             if ring is not None:
                 ring.push(run.memslot.slot, page)
 
-    def _run(self, index: int, address: int, *, writing: bool) -> Run | None:
+    def _run(self, index: int, address: int, length: int, *, writing: bool) -> Run | None:
         """Return the memory that a piece goes to, or None where it is MMIO; a lost page ends the instruction."""
         run = self._view.find(address)
         if index in self.done or run is None or (writing and run.memslot.readonly):
             return None
-        if run.host_address is None:
-            raise _Leave(LostPage(address))
+        _touch(run, address, length)
         return run
 
 

@@ -56,9 +56,10 @@ class NoCode:
 
 @dataclass(frozen=True, slots=True)
 class LostPage:
-    """An access to a memslot whose host mapping is gone. Nothing has retired."""
+    """An access to a memslot that has no host memory, and why not. Nothing has retired."""
 
     phys_addr: int
+    why: str
 
 
 Awaiting = Mmio | Port | Hypercall

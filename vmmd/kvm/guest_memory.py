@@ -53,9 +53,9 @@ class GuestMemory:
         """The newest view."""
         return self._meet.view
 
-    def map_host(self, size: int) -> int:
+    def map_host(self, size: int, *, sparse: bool) -> int:
         """See `Vm.map_host_memory`. A new mapping changes nothing that a vCPU could have looked up."""
-        host, userspace_addr = self.view.host.with_mapping(size, self._ledger)
+        host, userspace_addr = self.view.host.with_mapping(size, self._ledger, sparse=sparse)
         self._publish(self.view.memslots, host)
         return userspace_addr
 

@@ -350,7 +350,7 @@ class Vcpu:
         self._pending = ran if isinstance(ran, Pending) else None
         outcome = ran.outcome if isinstance(ran, Pending) else ran
         if isinstance(outcome, LostPage):
-            sentence = f"the host mapping below guest_phys_addr {outcome.phys_addr:#x} is gone"
+            sentence = f"no host memory below guest_phys_addr {outcome.phys_addr:#x}: {outcome.why}"
             raise KvmError(errno.EFAULT, sentence, _KVM_RUN)
         return _EXITS[type(outcome)](outcome)
 

@@ -117,16 +117,18 @@ class Vm:
     # Host memory.
 
     async def map_host_memory(
-        self, size: int, name: str | None = None, *, hold: str | None = None, wait_ms: int = 0
+        self, size: int, name: str | None = None, *, sparse: bool = False, hold: str | None = None, wait_ms: int = 0
     ) -> int:
         """Map `size` bytes of zeroes into the VM's host address space and return their userspace address.
+
+        The size counts against the limit of guest memory; of a sparse mapping only the pages that are touched do.
 
         Raises:
             KvmError: EINVAL where size is no whole number of pages; ENOMEM where a limit is reached.
         """
         del name  # it is for people who read requests and logs
         async with self._inside(hold, wait_ms):
-            return self._memory.map_host(size)
+            return self._memory.map_host(size, sparse=sparse)
 
     async def unmap_host_memory(
         self, userspace_addr: int, size: int, *, hold: str | None = None, wait_ms: int = 0

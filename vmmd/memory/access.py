@@ -18,8 +18,18 @@ _UNITS = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c
 
 
 def load(run: Run, size: int) -> bytes:
-    """Read `size` bytes at a run's start."""
+    """Read `size` bytes at a run's start. A page that nobody has touched reads zeroes, and costs nothing."""
     return _read(_bounded(run, size), size)
+
+
+def touch(run: Run, size: int) -> None:
+    """Charge the pages of an access at a run's start, which compiled code may make from now on.
+
+    Raises:
+        Refused: ENOMEM where the limit is reached.
+    """
+    if run.piece is not None:
+        run.piece.touch(run.piece_offset, size)
 
 
 def store(run: Run, data: bytes) -> None:
@@ -62,7 +72,7 @@ def read_host(view: View, userspace_addr: int, length: int) -> bytes:
     Raises:
         Refused: EFAULT where a page is not mapped.
     """
-    return b"".join(_read(address, size) for address, size in view.host.runs(userspace_addr, length))
+    return b"".join(_read(address, size) for address, size in view.host.runs(userspace_addr, length, writing=False))
 
 
 def write_host(view: View, userspace_addr: int, data: bytes) -> None:
@@ -72,7 +82,7 @@ def write_host(view: View, userspace_addr: int, data: bytes) -> None:
         Refused: EFAULT, before anything is written, where a page is not mapped.
     """
     at = 0
-    for address, size in view.host.runs(userspace_addr, len(data)):
+    for address, size in view.host.runs(userspace_addr, len(data), writing=True):
         _write(address, data[at : at + size])
         at += size
 
@@ -84,20 +94,23 @@ def _runs(view: View, start: int, length: int, *, writing: bool) -> list[tuple[R
         run = view.find(at) if at <= U64 else None
         if run is None:
             raise Refused(errno.EFAULT, f"no memslot holds guest_phys_addr {at:#x}")
-        if run.host_address is None:
+        if run.piece is None:
             raise Refused(errno.EFAULT, f"slot {run.memslot.slot} has no host mapping at guest_phys_addr {at:#x}")
         if writing and run.memslot.readonly:
             raise Refused(errno.EFAULT, f"slot {run.memslot.slot} at guest_phys_addr {at:#x} is KVM_MEM_READONLY")
         size = min(run.size, end - at)
+        if writing:
+            touch(run, size)
         found.append((run, size))
         at += size
     return found
 
 
 def _bounded(run: Run, size: int) -> int:
-    if run.host_address is None or size > run.size:
+    address = run.host_address
+    if address is None or size > run.size:
         raise ValueError(f"{size} bytes are more than the {run.size} that the translation of this access covers")
-    return run.host_address
+    return address
 
 
 def _read(address: int, size: int) -> bytes:

@@ -70,27 +70,68 @@ class Ledger:
 
 
 class Mapping:
-    """`size` bytes of zeroed anonymous memory of the daemon, without reserved swap."""
+    """`size` bytes of zeroed anonymous memory of the daemon, without reserved swap.
 
-    def __init__(self, size: int, ledger: Ledger) -> None:
-        ledger.charge(size)
+    An ordinary one is charged whole. A sparse one is charged page by page as they are touched: `touched` is 0 or the
+    host address of a bitmap of them, bit 0 of its first word the first page. A translation covers touched pages only,
+    so no access reaches a page that was not charged.
+    """
+
+    def __init__(self, size: int, ledger: Ledger, *, sparse: bool = False) -> None:
+        charged = 0 if sparse else size
+        ledger.charge(charged)
         try:
-            self._pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+            self._pages = _anonymous(size)
+            bits = (size // PAGE_SIZE + 63) // 64 * 8
+            self._bits = _anonymous(bits) if sparse else None
         except OSError as error:
-            ledger.refund(size)
+            ledger.refund(charged)
             raise Refused(
                 errno.ENOMEM, f"the host has no {size} bytes of address space left: {error.strerror}"
             ) from None
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._pages))
-        self._charged = [size]
+        self.touched = ctypes.addressof(ctypes.c_char.from_buffer(self._bits)) if self._bits is not None else 0
+        self._charged = [charged]
         self._ledger = ledger
+        # Workers touch pages side by side.
+        self._lock = threading.Lock()
         weakref.finalize(self, _refund_rest, ledger, self._charged)
 
     def discard(self, offset: int, size: int) -> None:
         """Give pages that nothing reaches any more back to the system, and their charge to the ledger."""
         self._pages.madvise(mmap.MADV_DONTNEED, offset, size)
-        self._charged[0] -= size
-        self._ledger.refund(size)
+        with self._lock:
+            gone = size if self._bits is None else self._forget(offset, size)
+            self._charged[0] -= gone
+        self._ledger.refund(gone)
+
+    def touch(self, offset: int, size: int) -> None:
+        """Charge the pages of a range that are not, before it is accessed; in an ordinary mapping all are.
+
+        Raises:
+            Refused: ENOMEM where the limit would be passed; nothing is charged then.
+        """
+        if self._bits is None:
+            return
+        with self._lock:
+            pages = range(offset // PAGE_SIZE, (offset + size - 1) // PAGE_SIZE + 1)
+            fresh = [page for page in pages if not self._bits[page >> 3] >> (page & 7) & 1]
+            self._ledger.charge(len(fresh) * PAGE_SIZE)
+            self._charged[0] += len(fresh) * PAGE_SIZE
+            for page in fresh:
+                self._bits[page >> 3] |= 1 << (page & 7)
+
+    def _forget(self, offset: int, size: int) -> int:
+        assert self._bits is not None  # noqa: S101
+        gone = 0
+        for page in range(offset // PAGE_SIZE, (offset + size) // PAGE_SIZE):
+            gone += self._bits[page >> 3] >> (page & 7) & 1
+            self._bits[page >> 3] &= ~(1 << (page & 7)) & 0xFF
+        return gone * PAGE_SIZE
+
+
+def _anonymous(size: int) -> mmap.mmap:
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
 
 
 def _refund_rest(ledger: Ledger, charged: list[int]) -> None:
@@ -116,6 +157,15 @@ class Piece:
         """Where it lies in the daemon."""
         return self.mapping.address + self.offset
 
+    @property
+    def touched(self) -> int:
+        """Where the bitmap of its mapping's touched pages lies, or 0 where all count as touched."""
+        return self.mapping.touched
+
+    def touch(self, offset: int, size: int) -> None:
+        """Charge the pages of a range of it; see `Mapping.touch`."""
+        self.mapping.touch(self.offset + offset, size)
+
     def part(self, start: int, end: int) -> Piece:
         """Return the run of it from userspace address `start` to `end`."""
         return Piece(start, end - start, self.mapping, self.offset + start - self.userspace_addr)
@@ -134,8 +184,8 @@ class HostSpace:
 
     pieces: tuple[Piece, ...] = ()
 
-    def with_mapping(self, size: int, ledger: Ledger) -> tuple[HostSpace, int]:
-        """Map `size` bytes of zeroes at the lowest gap that holds them.
+    def with_mapping(self, size: int, ledger: Ledger, *, sparse: bool = False) -> tuple[HostSpace, int]:
+        """Map `size` bytes of zeroes at the lowest gap that holds them; a sparse mapping is charged as it is touched.
 
         Returns:
             The new space, and the userspace address of the mapping.
@@ -147,7 +197,7 @@ class HostSpace:
         if size <= 0 or not is_page_aligned(size):
             raise Refused(errno.EINVAL, f"size {size:#x} is no positive multiple of the page size {PAGE_SIZE:#x}")
         at = self._free_address(size)
-        piece = Piece(at, size, Mapping(size, ledger), 0)
+        piece = Piece(at, size, Mapping(size, ledger, sparse=sparse), 0)
         index = bisect_right(self.pieces, at, key=_ADDRESS)
         return HostSpace((*self.pieces[:index], piece, *self.pieces[index:])), at
 
@@ -185,11 +235,12 @@ class HostSpace:
             return self.pieces[index]
         return None
 
-    def runs(self, userspace_addr: int, length: int) -> Iterator[tuple[int, int]]:
-        """Give a range as (host address, bytes) in order.
+    def runs(self, userspace_addr: int, length: int, *, writing: bool) -> Iterator[tuple[int, int]]:
+        """Give a range as (host address, bytes) in order; what will be written is charged first.
 
         Raises:
-            Refused: EFAULT, before anything is given, where a page of it is not mapped.
+            Refused: EFAULT, before anything is given, where a page of it is not mapped; ENOMEM where the limit is
+            reached.
         """
         found: list[tuple[int, int]] = []
         at, end = userspace_addr, userspace_addr + length
@@ -198,6 +249,8 @@ class HostSpace:
             if piece is None:
                 raise Refused(errno.EFAULT, f"userspace address {at:#x} is not mapped")
             size = min(end, piece.end) - at
+            if writing:
+                piece.touch(at - piece.userspace_addr, size)
             found.append((piece.host_address + at - piece.userspace_addr, size))
             at += size
         return iter(found)

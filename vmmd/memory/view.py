@@ -15,11 +15,11 @@ import itertools
 import struct
 from dataclasses import dataclass
 
-from vmmd.memory.host import HostSpace
+from vmmd.memory.host import HostSpace, Piece
 from vmmd.memory.memslots import CHUNK_RECORD, Memslot, Memslots, address_of
 
-PIECE_RECORD = struct.Struct("<QQQ")
-"""A host piece for lookups: userspace_addr, size, host address."""
+PIECE_RECORD = struct.Struct("<QQQQQ")
+"""A host piece for lookups: userspace_addr, size, host address, bitmap of touched pages or 0, offset in its mapping."""
 
 _numbers = itertools.count(1)
 
@@ -32,8 +32,14 @@ class Run:
     offset: int
     """Bytes from the slot's start."""
     size: int
-    host_address: int | None
-    """None where the host mapping is gone: a guest access is EFAULT then."""
+    piece: Piece | None
+    """The host mapping; None where it is gone: a guest access is EFAULT then."""
+    piece_offset: int = 0
+
+    @property
+    def host_address(self) -> int | None:
+        """Where it lies in the daemon."""
+        return None if self.piece is None else self.piece.host_address + self.piece_offset
 
 
 class View:
@@ -69,7 +75,8 @@ class View:
             self._pieces = before._pieces
         else:
             self._pieces = b"".join(
-                PIECE_RECORD.pack(piece.userspace_addr, piece.size, piece.host_address) for piece in host.pieces
+                PIECE_RECORD.pack(piece.userspace_addr, piece.size, piece.host_address, piece.touched, piece.offset)
+                for piece in host.pieces
             )
         self.pieces_address = address_of(self._pieces)
         self.pieces = len(host.pieces)
@@ -84,5 +91,4 @@ class View:
         piece = self.host.find(userspace_addr)
         if piece is None:
             return Run(slot, offset, left, None)
-        size = min(left, piece.end - userspace_addr)
-        return Run(slot, offset, size, piece.host_address + userspace_addr - piece.userspace_addr)
+        return Run(slot, offset, min(left, piece.end - userspace_addr), piece, userspace_addr - piece.userspace_addr)

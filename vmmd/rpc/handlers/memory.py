@@ -11,7 +11,9 @@ async def _map_host_memory(
     core: Core, params: memory.MapHostMemoryParams, _scope: BodyScope
 ) -> memory.MapHostMemoryResult:
     vm = core.vm(params)
-    addr = await vm.map_host_memory(params.size, params.name, hold=params.hold, wait_ms=params.wait_ms)
+    addr = await vm.map_host_memory(
+        params.size, params.name, sparse=params.sparse, hold=params.hold, wait_ms=params.wait_ms
+    )
     return memory.MapHostMemoryResult(userspace_addr=addr)
 
 
