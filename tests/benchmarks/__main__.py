@@ -13,11 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import holds, interpreter
+from tests.benchmarks import holds, interpreter, memslots
 
 BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
     "interpreter": interpreter.measure,
     "holds": holds.measure,
+    "memslots": memslots.measure,
 }
 
 

@@ -15,7 +15,7 @@ from vmmd.memory.errors import Refused
 from vmmd.memory.limits import PAGE_SIZE
 from vmmd.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, Change, Memslots, Region
 
-CHUNK_SLOTS = 256
+CHUNK_SLOTS = 128
 
 
 class DictModel:

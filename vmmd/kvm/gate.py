@@ -27,8 +27,10 @@ class Passage:
         self._hold: Hold | None = None
 
     async def __aenter__(self) -> Hold | None:
-        with in_ioctl(self._ioctl):
-            self._hold = await self._gate.admit(self._name, self._wait_ms)
+        # What nearly every call finds comes first: there is no hold, and none is named.
+        if self._name is not None or not self._gate.is_free:
+            with in_ioctl(self._ioctl):
+                self._hold = await self._gate.admit(self._name, self._wait_ms)
         if self._hold is None:
             self._gate.count(1)
         return self._hold
@@ -62,6 +64,11 @@ class Gate:
         self._under_way = 0
         self._changed: asyncio.Future[None] | None = None
         self._closed: KvmError | None = None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether there is no hold, and the VM is not being destroyed."""
+        return self.holds.current is None and self._closed is None
 
     def inside(self, name: str | None, wait_ms: int, ioctl: str | None = None) -> Passage:
         """Be inside for the length of a call: `async with gate.inside(…) as hold`; None where there is no hold.

@@ -113,6 +113,8 @@ class Rendezvous:
     async def _post_and_wait(
         self, requests: int, group: ContextGroup, view_number: int, deadline: float | None = None
     ) -> None:
+        if not len(group):
+            return
         self.engine.post(group, requests)
         while self.engine.wait_outside(group, view_number, _YIELDS):
             if deadline is not None and asyncio.get_running_loop().time() >= deadline:

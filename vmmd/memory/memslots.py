@@ -1,7 +1,7 @@
 """Memslots: an immutable table of them, and every rule by which KVM_SET_USER_MEMORY_REGION changes it.
 
 `Memslots.with_change` checks a request whole, in the kernel's order, and then makes a new table; the old one stays as
-it was and may go on being read. Slots lie in chunks of at most 256, sorted by guest-physical address, and again by
+it was and may go on being read. Slots lie in chunks of at most 128, sorted by guest-physical address, and again by
 id, so that a change copies two chunks and never the table.
 
 Each slot and each chunk also has the packed form that compiled lookups search: see `SLOT_RECORD` and `CHUNK_RECORD`.
@@ -38,8 +38,9 @@ KVM_MEM_LOG_DIRTY_PAGES = 1 << 0
 KVM_MEM_READONLY = 1 << 1
 _KNOWN_FLAGS = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
 
-_CHUNK_SLOTS = 256
-_JOIN_SLOTS = 64
+_CHUNK_SLOTS = 128
+_JOIN_SLOTS = 48
+_GROUP_SHIFT = 8
 
 SLOT_RECORD = struct.Struct("<QQQQQQ")
 """A slot for lookups: guest_phys_addr, memory_size, userspace_addr, flags, host address of the log's marks or 0, id."""
@@ -123,7 +124,7 @@ class _Chunk:
         at = self.place_of(slot.guest_phys_addr)
         cut = at * SLOT_RECORD.size
         grown = _Chunk(
-            (*self.slots[:at], slot, *self.slots[at:]), self._records[:cut] + slot.record + self._records[cut:]
+            self.slots[:at] + (slot,) + self.slots[at:], self._records[:cut] + slot.record + self._records[cut:]
         )
         count = len(grown.slots)
         return (grown,) if count <= _CHUNK_SLOTS else (grown.part(0, count // 2), grown.part(count // 2, count))
@@ -132,8 +133,22 @@ class _Chunk:
         """Return the chunk without a slot, or nothing where it was the only one."""
         at = self.place_of(slot.guest_phys_addr)
         cut = at * SLOT_RECORD.size
-        rest = (*self.slots[:at], *self.slots[at + 1 :])
+        rest = self.slots[:at] + self.slots[at + 1 :]
         return (_Chunk(rest, self._records[:cut] + self._records[cut + SLOT_RECORD.size :]),) if rest else ()
+
+    def with_replaced(self, old: Memslot, new: Memslot, behind: int) -> _Chunk | None:
+        """Return the chunk with another slot in the place of one, or None where the order of slots would not allow it.
+
+        `behind` is where the next chunk begins. The first slot of a chunk stays above where the chunk began.
+        """
+        at = self.place_of(old.guest_phys_addr)
+        before = self.slots[at - 1].guest_phys_addr if at else self.base - 1
+        after = self.slots[at + 1].guest_phys_addr if at + 1 < len(self.slots) else behind
+        if not before < new.guest_phys_addr < after:
+            return None
+        cut = at * SLOT_RECORD.size
+        records = self._records[:cut] + new.record + self._records[cut + SLOT_RECORD.size :]
+        return _Chunk(self.slots[:at] + (new,) + self.slots[at + 1 :], records)
 
     def part(self, first: int, last: int) -> _Chunk:
         """Return the run of slots from index `first` to before `last`."""
@@ -142,10 +157,13 @@ class _Chunk:
 
     def joined(self, following: _Chunk) -> _Chunk:
         """Return this chunk and the one behind it as one."""
-        return _Chunk((*self.slots, *following.slots), self._records + following._records)
+        return _Chunk(self.slots + following.slots, self._records + following._records)
 
 
 _CHUNK_BASE = attrgetter("base")
+
+_Ids = tuple[Mapping[int, Memslot], ...]
+"""Slots by id, in groups of 256 ids."""
 
 LogFactory = Callable[[int], DirtyLog]
 """Makes the dirty log of a slot of so many pages."""
@@ -160,7 +178,7 @@ class Memslots:
         self,
         generation: int = 0,
         chunks: tuple[_Chunk, ...] = (),
-        ids: Mapping[int, Mapping[int, Memslot]] = MappingProxyType({}),
+        ids: _Ids = ((MappingProxyType({}),) * (USER_MEM_SLOTS + (1 << _GROUP_SHIFT) - 1 >> _GROUP_SHIFT)),
         directory: bytes = b"",
     ) -> None:
         self.generation = generation
@@ -179,14 +197,14 @@ class Memslots:
 
     def by_id(self) -> Iterator[Memslot]:
         """Give the slots in the order of their ids."""
-        for high in sorted(self._ids):
-            group = self._ids[high]
+        for group in self._ids:
             for slot_id in sorted(group):
                 yield group[slot_id]
 
     def get(self, slot_id: int) -> Memslot | None:
         """Return the slot with that id, if it is set."""
-        return self._ids.get(slot_id >> 8, {}).get(slot_id)
+        high = slot_id >> _GROUP_SHIFT
+        return self._ids[high].get(slot_id) if 0 <= high < len(self._ids) else None
 
     def find(self, guest_phys_addr: int) -> Memslot | None:
         """Return the slot that holds an address, if there is one."""
@@ -215,23 +233,24 @@ class Memslots:
         change = _classify(region, old)
         if change is Change.NONE:
             return self, change
-        base = self if old is None else self._removed(old)
-        if change is Change.DELETE:
-            return base._stepped(self.generation), change
+        if change is Change.DELETE and old is not None:
+            return self._removed(old), change
         if change in {Change.CREATE, Change.MOVE}:
-            base.check_free(region)
+            self.check_free(region)
             if region.end > 1 << GUEST_PHYS_BITS:
                 raise Refused(errno.EINVAL, f"{_range(region)} ends beyond the {GUEST_PHYS_BITS} guest-physical bits")
         new = Memslot(*_fields(region), dirty=_log_of(region, old, new_log))
-        return base._inserted(new)._stepped(self.generation), change
+        return self._inserted(new) if old is None else self._replaced(old, new), change
 
     def check_free(self, region: Region) -> None:
-        """Refuse a region that overlaps a slot of this table.
+        """Refuse a region that overlaps a slot of another id.
 
         Raises:
             Refused: EEXIST, with both ranges.
         """
         for slot in self.overlapping(region.guest_phys_addr, region.end):
+            if slot.slot == region.slot:
+                continue
             raise Refused(errno.EEXIST, f"{_range(region)} overlaps slot {slot.slot} at {_range(slot)}")
 
     def overlapping(self, start: int, end: int) -> Iterator[Memslot]:
@@ -247,8 +266,17 @@ class Memslots:
                 if slot.end > start:
                     yield slot
 
-    def _stepped(self, generation: int) -> Memslots:
-        return self.renumbered(generation + 1)
+    def _replaced(self, old: Memslot, new: Memslot) -> Memslots:
+        """Return the table with a slot in the place of the one with its id."""
+        index = self._chunk_of(old.guest_phys_addr)
+        chunk = self._chunks[index]
+        behind = self._chunks[index + 1].base if index + 1 < len(self._chunks) else U64
+        changed = chunk.with_replaced(old, new, behind)
+        if changed is None:
+            return self._removed(old)._inserted(new).renumbered(self.generation + 1)
+        high = new.slot >> _GROUP_SHIFT
+        ids = self._ids[:high] + ({**self._ids[high], new.slot: new},) + self._ids[high + 1 :]
+        return self._with_chunks(index, index + 1, (changed,), ids)
 
     def _removed(self, slot: Memslot) -> Memslots:
         first = self._chunk_of(slot.guest_phys_addr)
@@ -261,13 +289,15 @@ class Memslots:
         if middle and last < len(self._chunks) and len(middle[0].slots) + len(self._chunks[last].slots) <= _JOIN_SLOTS:
             middle = (middle[0].joined(self._chunks[last]),)
             last += 1
-        group = dict(self._ids[slot.slot >> 8])
+        high = slot.slot >> _GROUP_SHIFT
+        group = dict(self._ids[high])
         del group[slot.slot]
-        return self._with_chunks(first, last, middle, {**self._ids, slot.slot >> 8: group})
+        ids = self._ids[:high] + (group,) + self._ids[high + 1 :]
+        return self._with_chunks(first, last, middle, ids)
 
     def _inserted(self, slot: Memslot) -> Memslots:
-        group = {**self._ids.get(slot.slot >> 8, {}), slot.slot: slot}
-        ids = {**self._ids, slot.slot >> 8: group}
+        high = slot.slot >> _GROUP_SHIFT
+        ids = self._ids[:high] + ({**self._ids[high], slot.slot: slot},) + self._ids[high + 1 :]
         if not self._chunks:
             return self._with_chunks(0, 0, (_Chunk((slot,), slot.record),), ids)
         index = self._chunk_of(slot.guest_phys_addr)
@@ -277,13 +307,12 @@ class Memslots:
         """Return the index of the chunk where an address belongs."""
         return max(bisect_right(self._chunks, guest_phys_addr, key=_CHUNK_BASE) - 1, 0)
 
-    def _with_chunks(
-        self, first: int, last: int, middle: tuple[_Chunk, ...], ids: Mapping[int, Mapping[int, Memslot]]
-    ) -> Memslots:
+    def _with_chunks(self, first: int, last: int, middle: tuple[_Chunk, ...], ids: _Ids) -> Memslots:
+        """Return the table, one generation on, with `middle` in the place of the chunks from `first` to before `last`."""
         size = CHUNK_RECORD.size
         records = b"".join([chunk.record for chunk in middle])
         directory = self.directory[: first * size] + records + self.directory[last * size :]
-        return Memslots(self.generation, (*self._chunks[:first], *middle, *self._chunks[last:]), ids, directory)
+        return Memslots(self.generation + 1, self._chunks[:first] + middle + self._chunks[last:], ids, directory)
 
 
 _bytes_address = ctypes.pythonapi.PyBytes_AsString
