@@ -13,12 +13,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import holds, interpreter, memslots
+from tests.benchmarks import holds, interpreter, logs, memslots
 
 BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
     "interpreter": interpreter.measure,
     "holds": holds.measure,
     "memslots": memslots.measure,
+    "logs": logs.measure,
 }
 
 

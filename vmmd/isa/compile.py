@@ -34,11 +34,15 @@ Each can dirty two pages, and a dirty ring keeps room for that behind its soft l
 """
 
 
+_TRANSLATION = ("gpa", "size", "host", "log", "log_gpa", "slot")
+"""The fields of a cache entry."""
+
+
 def build() -> ir.Module:
     """Return the module with every function that `native` calls."""
     module = ir.Module("t64")
     parts = Parts(
-        translate=_declare(module, "translate", ir.FunctionType(PTR, (PTR, I64, PTR, I64))),
+        translate=_declare(module, "translate", ir.FunctionType(PTR, (PTR, I64, PTR, PTR, I64))),
         mark=_declare(module, "mark", ir.FunctionType(ir.VoidType(), (PTR, I64, I64, I64))),
         dispatch=_declare(module, "dispatch", HANDLER),
         refill=_declare(module, "refill", HANDLER),
@@ -96,9 +100,14 @@ def _define_translate(parts: Parts, bisect: ir.Function) -> None:
     """Search the view for an address, and fill the cache entry that stands for it: its address or null."""
     function = parts.translate
     function.attributes.add("noinline")
-    _, gpa, entry, refused_flags = function.args
+    _, gpa, near, far, refused_flags = function.args
     code = Code(parts, function)
     b = code.b
+    kept = b.icmp_unsigned("<", b.sub(gpa, code.entry(far, "gpa")), code.entry(far, "size"))
+    with b.if_then(kept):
+        for name in _TRANSLATION:
+            b.store(code.entry(far, name), code.entry_field(near, name))
+        b.ret(near)
     nothing = function.append_basic_block("nothing")
 
     def require(truth: ir.Value) -> None:
@@ -140,8 +149,9 @@ def _define_translate(parts: Parts, bisect: ir.Function) -> None:
         "slot": slot_id,
     }
     for name, value in filled.items():
-        b.store(value, code.entry_field(entry, name))
-    b.ret(entry)
+        b.store(value, code.entry_field(near, name))
+        b.store(value, code.entry_field(far, name))
+    b.ret(near)
     b.position_at_end(nothing)
     b.ret(NULL)
 
@@ -165,24 +175,18 @@ def _touched_run(code: Code, touched: ir.Value, offset: ir.Value) -> tuple[ir.Va
 
 
 def _define_mark(parts: Parts) -> None:
-    """Mark the page of one byte of a slot: look first, for most stores are to a page that is marked.
-
-    Whoever sets the mark also puts the page in the vCPU's ring, where it has one.
-    """
+    """Mark the page of a byte of a slot; whoever sets the mark puts the page in the vCPU's ring, if it has one."""
     function = parts.mark
     function.attributes.add("noinline")
     _, log, offset, slot = function.args
     code = Code(parts, function)
     b = code.b
     page = b.lshr(offset, number(PAGE_SHIFT))
-    byte = b.shl(b.lshr(page, number(6)), number(3))
-    word = b.inttoptr(b.add(log, byte), PTR)
-    bit = b.shl(number(1), b.and_(page, number(63)))
-    with b.if_then(code.lacks(b.load_atomic(word, "monotonic", 8, typ=I64), bit)):
-        before = b.atomic_rmw("or", word, bit, "monotonic")
-        ring = code.get("ring")
-        with b.if_then(b.and_(code.lacks(before, bit), b.icmp_unsigned("!=", ring, number(0)))):
-            _push(code, ring, slot, page)
+    word, bit = code.mark_of(log, page)
+    before = b.atomic_rmw("or", word, bit, "monotonic")
+    ring = code.get("ring")
+    with b.if_then(b.and_(code.lacks(before, bit), b.icmp_unsigned("!=", ring, number(0)))):
+        _push(code, ring, slot, page)
     b.ret_void()
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 
+from vmmd.memory.limits import PAGE_SHIFT
 from vmmd.memory.ring import DirtyRing
 from vmmd.memory.view import View
 
@@ -31,6 +32,8 @@ REGION_SHIFT = 21
 """Cached translations are spread over entries by the address in units of 2 MiB."""
 
 CACHE_ENTRIES = 64
+"""Entries of a cache. The two first caches, for reads and for writes, are asked inline and spread by region; behind
+each stands one that is spread by page, so that small slots side by side do not drive each other out into a search."""
 
 
 class CacheEntry(ctypes.Structure):
@@ -69,26 +72,28 @@ class ContextRecord(ctypes.Structure):
         ("padding", ctypes.c_uint64 * 2),
         ("read_cache", CacheEntry * CACHE_ENTRIES),
         ("write_cache", CacheEntry * CACHE_ENTRIES),
+        ("read_pages", CacheEntry * CACHE_ENTRIES),
+        ("write_pages", CacheEntry * CACHE_ENTRIES),
     ]
 
 
 _LINE = 64
 
 
-def _empty_cache() -> bytes:
-    """Return a cache in which no entry can be hit.
+def _empty_cache(shift: int) -> bytes:
+    """Return a cache in which no entry can be hit; `shift` spreads addresses over it.
 
-    An entry is only asked for addresses of its own 2 MiB region modulo the number of entries. Each empty one claims
-    eight bytes of a region that is another entry's, so that the one comparison of a lookup also refuses it.
+    An entry is only asked for addresses of its own region or page, modulo the number of entries. Each empty one claims
+    eight bytes that are another entry's, so that the one comparison of a lookup also refuses it.
     """
     entries = (CacheEntry * CACHE_ENTRIES)()
     for index, entry in enumerate(entries):
-        entry.gpa = (index + 1) % CACHE_ENTRIES << REGION_SHIFT
+        entry.gpa = (index + 1) % CACHE_ENTRIES << shift
         entry.size = 8
     return bytes(entries)
 
 
-_EMPTY_CACHE = _empty_cache()
+_EMPTY_CACHES = 2 * _empty_cache(REGION_SHIFT) + 2 * _empty_cache(PAGE_SHIFT)
 
 
 class Context:
@@ -120,6 +125,5 @@ class Context:
             return
         record.directory, record.chunks = view.directory_address, view.chunks
         record.pieces, record.piece_count = view.pieces_address, view.pieces
-        ctypes.memmove(record.read_cache, _EMPTY_CACHE, len(_EMPTY_CACHE))
-        ctypes.memmove(record.write_cache, _EMPTY_CACHE, len(_EMPTY_CACHE))
+        ctypes.memmove(record.read_cache, _EMPTY_CACHES, len(_EMPTY_CACHES))
         record.view_number = view.number

@@ -152,11 +152,11 @@ class Code(Arithmetic):
 
     # Guest memory.
 
-    def cache_entry(self, cache: str, gpa: ir.Value) -> ir.Value:
-        """Return the one entry of a cache that may hold an address's translation."""
+    def cache_entry(self, cache: str, gpa: ir.Value, shift: int = REGION_SHIFT) -> ir.Value:
+        """Return the one entry of a cache that may hold an address's translation; `shift` is how it is spread."""
         b = self.b
-        index = b.and_(b.lshr(gpa, number(REGION_SHIFT)), number(CACHE_ENTRIES - 1))
-        offset = b.mul(index, number(_entry_size()))
+        index = b.and_(b.lshr(gpa, number(shift)), number(CACHE_ENTRIES - 1))
+        offset = b.mul(index, number(ctypes.sizeof(CacheEntry)))
         return b.gep(self.field(cache), [offset], source_etype=I8)
 
     def entry_field(self, entry: ir.Value, name: str) -> ir.Value:
@@ -168,9 +168,12 @@ class Code(Arithmetic):
         return self.b.load(self.entry_field(entry, name), typ=I64)
 
     def translate(self, gpa: ir.Value, *, writing: bool) -> ir.Value:
-        """Search the view: the filled cache entry, or null."""
-        cache, refused = ("write_cache", KVM_MEM_READONLY) if writing else ("read_cache", 0)
-        return self.b.call(self.parts.translate, [self.context, gpa, self.cache_entry(cache, gpa), number(refused)])
+        """Ask the cache behind the first, or search the view: the first one's entry, filled, or null."""
+        cache, pages, refused = (
+            ("write_cache", "write_pages", KVM_MEM_READONLY) if writing else ("read_cache", "read_pages", 0)
+        )
+        near, far = self.cache_entry(cache, gpa), self.cache_entry(pages, gpa, PAGE_SHIFT)
+        return self.b.call(self.parts.translate, [self.context, gpa, near, far, number(refused)])
 
     def _reach(self, gpa: ir.Value, size: int, *, writing: bool) -> tuple[ir.Value, ir.Value]:
         """Return the cache entry that covers an access whole, and the access's offset in it; leave where none does.
@@ -241,13 +244,25 @@ class Code(Arithmetic):
         # The store comes first and its mark after it: whoever takes the log then waits until this is done.
         log = self.entry(entry, "log")
         with b.if_then(b.icmp_unsigned("!=", log, number(0)), likely=False):
-            first = b.sub(address, self.entry(entry, "log_gpa"))
+            first, slot = b.sub(address, self.entry(entry, "log_gpa")), self.entry(entry, "slot")
             last = b.add(first, number(size - 1))
-            slot = self.entry(entry, "slot")
-            b.call(self.parts.mark, [self.context, log, first, slot])
+            self._mark(log, first, slot)
             pages = b.xor(b.lshr(first, number(PAGE_SHIFT)), b.lshr(last, number(PAGE_SHIFT)))
             with b.if_then(b.icmp_unsigned("!=", pages, number(0)), likely=False):
-                b.call(self.parts.mark, [self.context, log, last, slot])
+                self._mark(log, last, slot)
+
+    def _mark(self, log: ir.Value, offset: ir.Value, slot: ir.Value) -> None:
+        """Mark the page of a byte of a slot; look first, for most stores are to a page that is marked."""
+        b = self.b
+        word, bit = self.mark_of(log, b.lshr(offset, number(PAGE_SHIFT)))
+        with b.if_then(self.lacks(b.load_atomic(word, "monotonic", 8, typ=I64), bit), likely=False):
+            b.call(self.parts.mark, [self.context, log, offset, slot])
+
+    def mark_of(self, log: ir.Value, page: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Return the address of the word that has a page's mark, and its bit."""
+        b = self.b
+        byte = b.shl(b.lshr(page, number(6)), number(3))
+        return b.inttoptr(b.add(log, byte), PTR), b.shl(number(1), b.and_(page, number(63)))
 
     # A row of the instruction table.
 
@@ -347,10 +362,6 @@ class Code(Arithmetic):
     def breakpoint(self) -> None:
         """Leave it to the evaluation."""
         self.tail(self.parts.leave)
-
-
-def _entry_size() -> int:
-    return ctypes.sizeof(CacheEntry)
 
 
 def _extracted(b: ir.IRBuilder, word: ir.Value, immediate: Immediate) -> ir.Value:

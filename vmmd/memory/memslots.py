@@ -308,7 +308,7 @@ class Memslots:
         return max(bisect_right(self._chunks, guest_phys_addr, key=_CHUNK_BASE) - 1, 0)
 
     def _with_chunks(self, first: int, last: int, middle: tuple[_Chunk, ...], ids: _Ids) -> Memslots:
-        """Return the table, one generation on, with `middle` in the place of the chunks from `first` to before `last`."""
+        """Return the table, one generation on, with `middle` in the place of chunks `first` to before `last`."""
         size = CHUNK_RECORD.size
         records = b"".join([chunk.record for chunk in middle])
         directory = self.directory[: first * size] + records + self.directory[last * size :]
