@@ -7,6 +7,12 @@ from vmmd.isa.assembler import assemble
 ORIGIN = 0x8000_1000
 
 ENCODINGS: tuple[tuple[str, str], ...] = (
+    ("lr.w a0, (a1)", "2fa50510"),
+    ("lr.w.aq a0, (a1)", "2fa50514"),
+    ("sc.d.rl a0, a1, (a2)", "2f35b61a"),
+    ("amoadd.w.aqrl a0, a1, (a2)", "2f25b606"),
+    ("amoswap.d a0, a1, 0(a2)", "2f35b608"),
+    ("amomaxu.w.aq a0, a1, (a2)", "2f25b6e4"),
     ("lui a0, 0", "37050000"),
     ("lui t6, 0xfffff", "b7ffffff"),
     ("auipc a0, 0", "17050000"),

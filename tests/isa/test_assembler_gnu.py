@@ -98,6 +98,11 @@ def _order(chance: random.Random) -> str:
     return f"{chance.choice(sets)}, {chance.choice(sets)}"
 
 
+def _atomic(registers: int) -> Callable[[random.Random], str]:
+    names = _registers(registers)
+    return lambda chance: f"{names(chance)}, ({chance.choice(REGISTERS)})"
+
+
 OPERANDS: dict[Format, Callable[[random.Random], str]] = {
     Format.R: _registers(3),
     Format.I: _value(2, -2048, 2047),
@@ -111,6 +116,8 @@ OPERANDS: dict[Format, Callable[[random.Random], str]] = {
     Format.JALR: _address,
     Format.FENCE: _order,
     Format.SYSTEM: lambda chance: "",
+    Format.AMO: _atomic(2),
+    Format.LR: _atomic(1),
     Format.PORT_IN: _address,
     Format.PORT_OUT: _address,
 }

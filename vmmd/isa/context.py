@@ -31,6 +31,9 @@ READING_MEMSLOTS = 2
 REGION_SHIFT = 21
 """Cached translations are spread over entries by the address in units of 2 MiB."""
 
+NOT_RESERVED = 1
+"""In the place of a reserved address: atomics are aligned, so none is this."""
+
 CACHE_ENTRIES = 64
 """Entries of a cache. The two first caches, for reads and for writes, are asked inline and spread by region; behind
 each stands one that is spread by page, so that small slots side by side do not drive each other out into a search."""
@@ -69,7 +72,9 @@ class ContextRecord(ctypes.Structure):
         ("piece_count", ctypes.c_uint64),
         ("ring", ctypes.c_uint64),  # host address of the vCPU's dirty ring, or 0
         ("ring_full", ctypes.c_uint64),  # the request that a store sets when the ring is full softly
-        ("padding", ctypes.c_uint64 * 2),
+        ("reserved_at", ctypes.c_uint64),  # the address that an lr reserved, or 1, which none is
+        ("reserved_value", ctypes.c_uint64),  # what it loaded, extended
+        ("padding", ctypes.c_uint64 * 7),
         ("read_cache", CacheEntry * CACHE_ENTRIES),
         ("write_cache", CacheEntry * CACHE_ENTRIES),
         ("read_pages", CacheEntry * CACHE_ENTRIES),
@@ -112,6 +117,7 @@ class Context:
         start = ctypes.addressof(self._buffer)
         self.address = start + _LINE - 1 & -_LINE
         self.record = ContextRecord.from_buffer(self._buffer, self.address - start)
+        self.end_reservation()
         self._published = published  # compiled code reads the word for as long as it has the record
         self.record.published = ctypes.addressof(published)
         self.ring = ring
@@ -127,3 +133,8 @@ class Context:
         record.pieces, record.piece_count = view.pieces_address, view.pieces
         ctypes.memmove(record.read_cache, _EMPTY_CACHES, len(_EMPTY_CACHES))
         record.view_number = view.number
+        self.end_reservation()
+
+    def end_reservation(self) -> None:
+        """End the reservation of an lr, if there is one."""
+        self.record.reserved_at = NOT_RESERVED

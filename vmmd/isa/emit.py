@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from vmmd.isa.arithmetic import I8, I16, I32, I64, Arithmetic, number, widened
-from vmmd.isa.context import CACHE_ENTRIES, REGION_SHIFT, CacheEntry, ContextRecord
+from vmmd.isa.context import CACHE_ENTRIES, NOT_RESERVED, REGION_SHIFT, CacheEntry, ContextRecord
 from vmmd.isa.encoding import IMMEDIATES, RD_AT, RS1_AT, RS2_AT, Immediate
 from vmmd.isa.instructions import SHAPES, Effect, Instruction, Operand
 from vmmd.isa.stop import Stop
@@ -25,6 +25,9 @@ from vmmd.memory.memslots import KVM_MEM_READONLY
 PTR = ir.PointerType()
 NULL = ir.Constant(PTR, None)
 _SIZED = {1: I8, 2: I16, 4: I32, 8: I64}
+
+_ATOMIC_RMW = {"swap": "xchg", "minu": "umin", "maxu": "umax"}
+"""LLVM's names, where they are others."""
 
 STATE = ("context", "pc", "fuel", "code_gpa", "code_size", "code_host", "word")
 """What one instruction hands to the next. fuel: instructions left in the chunk. code: the run that pc is in."""
@@ -241,7 +244,12 @@ class Code(Arithmetic):
                     b.store_atomic(narrow, host, "monotonic", size)
                 with misaligned:
                     b.store(narrow, host, align=1)
-        # The store comes first and its mark after it: whoever takes the log then waits until this is done.
+        self._log_store(entry, address, size)
+
+    def _log_store(self, entry: ir.Value, address: ir.Value, size: int) -> None:
+        """Mark what was stored, where its slot is logged."""
+        b = self.b
+        # The store came first and its mark comes after it: whoever takes the log then waits until this is done.
         log = self.entry(entry, "log")
         with b.if_then(b.icmp_unsigned("!=", log, number(0)), likely=False):
             first, slot = b.sub(address, self.entry(entry, "log_gpa")), self.entry(entry, "slot")
@@ -250,6 +258,53 @@ class Code(Arithmetic):
             pages = b.xor(b.lshr(first, number(PAGE_SHIFT)), b.lshr(last, number(PAGE_SHIFT)))
             with b.if_then(b.icmp_unsigned("!=", pages, number(0)), likely=False):
                 self._mark(log, last, slot)
+
+    # Atomics. A misaligned one, and one that is not whole in writable memory, is the evaluation's.
+
+    def _atomic_place(self, address: ir.Value, size: int) -> tuple[ir.Value, ir.Value]:
+        """Return the cache entry and the typed host pointer of an atomic access."""
+        b = self.b
+        with b.if_then(b.not_(self._aligned(address, size)), likely=False):
+            self.tail(self.parts.leave)
+        entry, offset = self._reach(address, size, writing=True)
+        return entry, b.inttoptr(b.add(self.entry(entry, "host"), offset), _SIZED[size].as_pointer())
+
+    def amo(self, operation: str, address: ir.Value, value: ir.Value, size: int) -> ir.Value:
+        """See `Ops`."""
+        b = self.b
+        entry, host = self._atomic_place(address, size)
+        narrow = value if size == 8 else b.trunc(value, _SIZED[size])
+        before = b.atomic_rmw(_ATOMIC_RMW.get(operation, operation), host, narrow, "seq_cst")
+        self._log_store(entry, address, size)
+        return widened(b, before, signed=True)
+
+    def load_reserved(self, address: ir.Value, size: int) -> ir.Value:
+        """See `Ops`."""
+        b = self.b
+        _, host = self._atomic_place(address, size)
+        value = widened(b, b.load_atomic(host, "seq_cst", size, typ=_SIZED[size]), signed=True)
+        self.put("reserved_at", address)
+        self.put("reserved_value", value)
+        return value
+
+    def store_conditional(self, address: ir.Value, value: ir.Value, size: int) -> ir.Value:
+        """See `Ops`."""
+        b, kind = self.b, _SIZED[size]
+        entry, host = self._atomic_place(address, size)
+        reserved, expected = self.get("reserved_at"), self.get("reserved_value")
+        self.put("reserved_at", number(NOT_RESERVED))
+        stands = b.icmp_unsigned("==", reserved, address)
+        before = b.block
+        with b.if_then(stands):
+            old, new = (word if size == 8 else b.trunc(word, kind) for word in (expected, value))
+            done = b.extract_value(b.cmpxchg(host, old, new, "seq_cst", "seq_cst"), 1)
+            with b.if_then(done):
+                self._log_store(entry, address, size)
+            failed, after = b.zext(b.not_(done), I64), b.block
+        result = b.phi(I64)
+        result.add_incoming(number(1), before)
+        result.add_incoming(failed, after)
+        return result
 
     def _mark(self, log: ir.Value, offset: ir.Value, slot: ir.Value) -> None:
         """Mark the page of a byte of a slot; look first, for most stores are to a page that is marked."""

@@ -25,6 +25,8 @@ class Format(Enum):
     JALR = auto()  # jalr rd, imm(rs1)
     FENCE = auto()  # fence predecessor, successor
     SYSTEM = auto()  # wfi: no operands
+    AMO = auto()  # amoadd.w rd, rs2, (rs1)
+    LR = auto()  # lr.w rd, (rs1)
     PORT_IN = auto()  # inb rd, imm(rs1)
     PORT_OUT = auto()  # outb rd, imm(rs1): rd is the source
 

@@ -89,7 +89,7 @@ class CompiledEngine:
                 self._native.leave_mode(context.address)
                 return Stop.BUDGET
             try:
-                outcome = evaluate(context, view, pending)
+                outcome = evaluate(context, view, self, pending)
                 _note_full_ring(self, context)
             finally:
                 self._native.leave_mode(context.address)
@@ -112,6 +112,10 @@ class CompiledEngine:
     def set_bits(self, address: int, bits: int) -> int:
         """See `Words`."""
         return self._native.set_bits(address, bits)
+
+    def compare_exchange(self, address: int, size: int, expected: int, new: int) -> int:
+        """See `Words`."""
+        return self._native.compare_exchange[size](address, expected, new)
 
     def exchange(self, address: int, count: int) -> bytes:
         """See `Words`."""
@@ -146,7 +150,7 @@ class EvaluatedEngine:
                 if not record.budget:
                     return Stop.BUDGET
                 with self._lock:
-                    outcome = evaluate(context, view, pending)
+                    outcome = evaluate(context, view, self, pending)
                     _note_full_ring(self, context)
                 if outcome is not None:
                     return outcome
@@ -184,6 +188,15 @@ class EvaluatedEngine:
             word = ctypes.c_uint64.from_address(address)
             before = word.value
             word.value = before | bits
+        return before
+
+    def compare_exchange(self, address: int, size: int, expected: int, new: int) -> int:
+        """See `Words`."""
+        with self._lock:
+            number = (ctypes.c_uint32 if size == 4 else ctypes.c_uint64).from_address(address)
+            before = number.value
+            if before == expected:
+                number.value = new
         return before
 
     def exchange(self, address: int, count: int) -> bytes:

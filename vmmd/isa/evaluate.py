@@ -9,19 +9,21 @@ are done. It is evaluated again with the answer, and pieces that are done are no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vmmd.isa.context import Context, ContextRecord
 from vmmd.isa.decode import decode
 from vmmd.isa.encoding import IMMEDIATES, rd, rs1, rs2, sign_extend
 from vmmd.isa.instructions import SHAPES, Effect, Instruction, Operand
-from vmmd.isa.outcome import Awaiting, Halt, Hypercall, LostPage, Mmio, NoCode, Outcome, Port, Trap
+from vmmd.isa.outcome import Awaiting, Halt, Hypercall, LostPage, Mmio, NoAtomic, NoCode, Outcome, Port, Trap
 from vmmd.memory import access
+from vmmd.memory.dirty import Words
 from vmmd.memory.errors import Refused
 from vmmd.memory.limits import PAGE_SIZE, U64
 from vmmd.memory.view import Run, View
 
-MISALIGNED_FETCH, ILLEGAL_INSTRUCTION, BREAKPOINT = 0, 2, 3
+MISALIGNED_FETCH, ILLEGAL_INSTRUCTION, BREAKPOINT, LOAD_MISALIGNED, STORE_MISALIGNED = 0, 2, 3, 4, 6
 """Exception causes of the RISC-V privileged specification."""
 
 _A0, _A7 = 10, 17
@@ -48,17 +50,18 @@ class Pending:
         self.done[self.piece] = data
 
 
-def evaluate(context: Context, view: View, pending: Pending | None = None) -> Outcome | Pending | None:
+def evaluate(context: Context, view: View, words: Words, pending: Pending | None = None) -> Outcome | Pending | None:
     """Run the instruction at `pc`, or go on with a pending one.
 
-    The caller has the vCPU, `view` is the one that its memory is looked up in, and its budget is not used up.
+    The caller has the vCPU, `view` is the one that its memory is looked up in, and its budget is not used up. `words`
+    are the engine's atomic steps.
 
     Returns:
         None where the instruction retired; `Halt` where it was a `wfi`, which retired too; a `Pending` where it waits
         for userspace; and any other outcome where it did nothing.
     """
     record = context.record
-    evaluation = _Evaluation(context, view, pending.done if pending else {})
+    evaluation = _Evaluation(context, view, words, pending.done if pending else {})
     try:
         word = pending.word if pending else _fetch(view, record.pc)
         row = decode(word)
@@ -145,8 +148,9 @@ def _target(pc: int) -> int:
 class _Evaluation:
     """`Ops` over integers from 0 to 2^64 - 1, for one instruction."""
 
-    def __init__(self, context: Context, view: View, done: dict[int, bytes]) -> None:
+    def __init__(self, context: Context, view: View, words: Words, done: dict[int, bytes]) -> None:
         self.context = context
+        self._words = words
         self.done = done
         self.halted = False
         self._view = view
@@ -239,6 +243,53 @@ class _Evaluation:
             self._mark(run, length)
             self.done[index] = b""
 
+    def amo(self, operation: str, address: int, value: int, size: int) -> int:
+        run = self._atomic_run(address, size, STORE_MISALIGNED)
+        host, mask = self._atomic_host(run), (1 << size * 8) - 1
+        before = int.from_bytes(access.load(run, size), "little")
+        while True:
+            found = self._words.compare_exchange(
+                host, size, before, _AMO[operation](before, value & mask, size * 8) & mask
+            )
+            if found == before:
+                break
+            before = found
+        self._mark(run, size)
+        return self.extend(before, size * 8, signed=True)
+
+    def load_reserved(self, address: int, size: int) -> int:
+        run = self._atomic_run(address, size, LOAD_MISALIGNED)
+        record = self.context.record
+        record.reserved_at = address
+        record.reserved_value = self.extend(int.from_bytes(access.load(run, size), "little"), size * 8, signed=True)
+        return int(record.reserved_value)
+
+    def store_conditional(self, address: int, value: int, size: int) -> int:
+        run = self._atomic_run(address, size, STORE_MISALIGNED)
+        record, mask = self.context.record, (1 << size * 8) - 1
+        stands, expected = record.reserved_at == address, record.reserved_value & mask
+        self.context.end_reservation()
+        if not stands:
+            return 1
+        if self._words.compare_exchange(self._atomic_host(run), size, expected, value & mask) != expected:
+            return 1
+        self._mark(run, size)
+        return 0
+
+    def _atomic_run(self, address: int, size: int, misaligned: int) -> Run:
+        """Return the writable memory of an atomic access; a misaligned one traps before anything is looked up."""
+        if address % size:
+            raise _Leave(Trap(misaligned, address))
+        run = self._view.find(address)
+        if run is None or run.memslot.readonly:
+            raise _Leave(NoAtomic(address))
+        _touch(run, address, size)
+        return run
+
+    def _atomic_host(self, run: Run) -> int:
+        assert run.host_address is not None, "touched memory is there"  # noqa: S101
+        return run.host_address
+
     def port_in(self, port: int, size: int) -> int:
         if 0 not in self.done:
             raise _Leave(Port(port & 0xFFFF, size, None))
@@ -290,6 +341,20 @@ def _pieces(address: int, size: int) -> list[tuple[int, int]]:
     first = min(size, PAGE_SIZE - address % PAGE_SIZE)
     rest = size - first
     return [(address, first), (address + first & U64, rest)] if rest else [(address, first)]
+
+
+_AMO: dict[str, Callable[[int, int, int], int]] = {
+    "swap": lambda memory, value, bits: value,
+    "add": lambda memory, value, bits: memory + value,
+    "xor": lambda memory, value, bits: memory ^ value,
+    "and": lambda memory, value, bits: memory & value,
+    "or": lambda memory, value, bits: memory | value,
+    "min": lambda memory, value, bits: min(memory, value, key=lambda number: sign_extend(number, bits)),
+    "max": lambda memory, value, bits: max(memory, value, key=lambda number: sign_extend(number, bits)),
+    "minu": lambda memory, value, bits: min(memory, value),
+    "maxu": lambda memory, value, bits: max(memory, value),
+}
+"""What an AMO leaves in memory, of numbers of so many bits."""
 
 
 def _read(value: int, *, signed: bool) -> int:

@@ -7,17 +7,17 @@ What the meanings may ask of `ops` is the protocol `Ops`. All values are 64 bits
 out of the meanings: which registers are read, that the result goes to `rd`, that a jump links and that a branch not
 taken goes on.
 
-Source: the RISC-V unprivileged specification (RV64I, M); the port I/O is T64's own, in the custom-0 space.
+Source: the RISC-V unprivileged specification (RV64I, M, A); the port I/O is T64's own, in the custom-0 space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Protocol, TypeVar
 
-from vmmd.isa.encoding import Format
+from vmmd.isa.encoding import RS2_AT, Format
 
 V = TypeVar("V")
 
@@ -81,6 +81,18 @@ class Ops(Protocol[V]):
 
     def store(self, address: V, value: V, size: int) -> None:
         """Store the low `size` bytes of `value` to guest memory. May leave the guest."""
+
+    def amo(self, operation: str, address: V, value: V, size: int) -> V:
+        """Do `operation` (a name of `AMO_OPERATIONS`) on memory and `value` in one step; give what was there, extended.
+
+        May leave the guest, as may the two below: a misaligned address traps, and no writable memory ends the run.
+        """
+
+    def load_reserved(self, address: V, size: int) -> V:
+        """Load and extend, and reserve what was loaded."""
+
+    def store_conditional(self, address: V, value: V, size: int) -> V:
+        """Store if the reservation stands and memory holds what was loaded; give 0, else 1. The reservation ends."""
 
     def port_in(self, port: V, size: int) -> V:
         """Read a port: KVM_EXIT_IO, completed by the next KVM_RUN."""
@@ -150,6 +162,8 @@ SHAPES: dict[Format, Shape] = {
     Format.U: Shape((Operand.PC, Operand.IMMEDIATE), Effect.WRITE),
     Format.JAL: Shape((Operand.PC, Operand.IMMEDIATE), Effect.JUMP),
     Format.JALR: Shape((Operand.RS1, Operand.IMMEDIATE), Effect.JUMP),
+    Format.AMO: Shape((Operand.RS1, Operand.RS2), Effect.WRITE),
+    Format.LR: Shape((Operand.RS1,), Effect.WRITE),
     Format.FENCE: _ALONE,
     Format.SYSTEM: _ALONE,
     Format.PORT_IN: Shape((Operand.SUM,), Effect.WRITE),
@@ -171,7 +185,7 @@ class Instruction:
 _OPCODE_MASK, _FUNCT3_MASK, _FUNCT7_MASK, _FUNCT6_MASK = 0x7F, 0x7000, 0xFE00_0000, 0xFC00_0000
 
 LOAD, MISC_MEM, OP_IMM, AUIPC, OP_IMM_32, STORE = 0x03, 0x0F, 0x13, 0x17, 0x1B, 0x23
-OP, LUI, OP_32, BRANCH, JALR, JAL, SYSTEM, CUSTOM_0 = 0x33, 0x37, 0x3B, 0x63, 0x67, 0x6F, 0x73, 0x0B
+OP, LUI, OP_32, BRANCH, JALR, JAL, SYSTEM, CUSTOM_0, AMO = 0x33, 0x37, 0x3B, 0x63, 0x67, 0x6F, 0x73, 0x0B, 0x2F
 
 
 def _r(name: str, opcode: int, funct3: int, funct7: int, meaning: Meaning) -> Instruction:
@@ -190,6 +204,52 @@ def _shift(name: str, opcode: int, funct3: int, arithmetic: int, meaning: Meanin
 
 def _u(name: str, opcode: int, form: Format, meaning: Meaning) -> Instruction:
     return Instruction(name, form, opcode, _OPCODE_MASK, meaning)
+
+
+_ORDERINGS = (("", 0), (".aq", 1 << 26), (".rl", 1 << 25), (".aqrl", 3 << 25))
+"""Suffixes of atomics and their bits. vmmd's are sequentially consistent whatever they ask for."""
+
+AMO_OPERATIONS = {
+    "swap": 0x01,
+    "add": 0x00,
+    "xor": 0x04,
+    "and": 0x0C,
+    "or": 0x08,
+    "min": 0x10,
+    "max": 0x14,
+    "minu": 0x18,
+    "maxu": 0x1C,
+}
+"""The read-modify-write operations and their funct5."""
+
+
+def _atomics() -> Iterator[Instruction]:
+    """Give the rows of RV64A: each operation as .w and .d, with every ordering."""
+    for letter, funct3, size in (("w", 2, 4), ("d", 3, 8)):
+        for suffix, bits in _ORDERINGS:
+            opcode = AMO | funct3 << 12 | bits
+            end = f".{letter}{suffix}"
+            yield _atomic(f"lr{end}", opcode | 0x02 << 27, _load_reserved(size), Format.LR)
+            yield _atomic(f"sc{end}", opcode | 0x03 << 27, _store_conditional(size), Format.AMO)
+            for name, funct5 in AMO_OPERATIONS.items():
+                yield _atomic(f"amo{name}{end}", opcode | funct5 << 27, _amo(name, size), Format.AMO)
+
+
+def _atomic(name: str, match: int, meaning: Meaning, form: Format) -> Instruction:
+    mask = _OPCODE_MASK | _FUNCT3_MASK | _FUNCT7_MASK
+    return Instruction(name, form, match, mask | 31 << RS2_AT if form is Format.LR else mask, meaning)
+
+
+def _load_reserved(size: int) -> Meaning:
+    return lambda ops, address: ops.load_reserved(address, size)
+
+
+def _store_conditional(size: int) -> Meaning:
+    return lambda ops, address, value: ops.store_conditional(address, value, size)
+
+
+def _amo(name: str, size: int) -> Meaning:
+    return lambda ops, address, value: ops.amo(name, address, value, size)
 
 
 def _system(name: str, word: int, meaning: Meaning) -> Instruction:
@@ -265,6 +325,8 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
     _r("divuw", OP_32, 5, 0x01, lambda ops, a, b: _word(ops, ops.div, a, b, signed=False)),
     _r("remw", OP_32, 6, 0x01, lambda ops, a, b: _word(ops, ops.rem, a, b, signed=True)),
     _r("remuw", OP_32, 7, 0x01, lambda ops, a, b: _word(ops, ops.rem, a, b, signed=False)),
+    # RV64A
+    *_atomics(),
     # Order, and what leaves the guest
     _i("fence", MISC_MEM, 0, lambda ops: ops.fence(), Format.FENCE),
     _i("fence.i", MISC_MEM, 1, lambda ops: ops.fence_code(), Format.SYSTEM),

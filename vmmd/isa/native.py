@@ -48,6 +48,8 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "retract": (None, (U64, U64, U64)),
     "wait_outside": (U64, (U64, U64, U64, U64)),
     "set_bits": (U64, (U64, U64)),
+    "compare_exchange_4": (U64, (U64, U64, U64)),
+    "compare_exchange_8": (U64, (U64, U64, U64)),
     "exchange": (None, (U64, U64, U64)),
     "clear": (None, (U64, U64, U64)),
 }
@@ -79,6 +81,7 @@ class Native:
         self.retract = self._function("retract")
         self.wait_outside = self._function("wait_outside")
         self.set_bits = self._function("set_bits")
+        self.compare_exchange = {size: self._function(f"compare_exchange_{size}") for size in (4, 8)}
         self.exchange = self._function("exchange")
         self.clear = self._function("clear")
 

@@ -55,6 +55,13 @@ class NoCode:
 
 
 @dataclass(frozen=True, slots=True)
+class NoAtomic:
+    """An AMO, lr or sc where no writable memory is. Nothing has retired."""
+
+    phys_addr: int
+
+
+@dataclass(frozen=True, slots=True)
 class LostPage:
     """An access to a memslot that has no host memory, and why not. Nothing has retired."""
 
@@ -65,4 +72,4 @@ class LostPage:
 Awaiting = Mmio | Port | Hypercall
 """Outcomes that userspace completes; the instruction retires then."""
 
-Outcome = Mmio | Port | Hypercall | Halt | Trap | NoCode | LostPage
+Outcome = Mmio | Port | Hypercall | Halt | Trap | NoCode | NoAtomic | LostPage

@@ -28,6 +28,8 @@ def define_steps(module: ir.Module) -> ir.Function:
     _retract(module)
     _wait_outside(module)
     _set_bits(module)
+    _compare_exchange(module, 4)
+    _compare_exchange(module, 8)
     _exchange(module)
     _clear(module)
     return enter
@@ -161,6 +163,17 @@ def _set_bits(module: ir.Module) -> None:
     function, b = _function(module, "set_bits", I64, I64, I64)
     address, bits = function.args
     b.ret(b.atomic_rmw("or", b.inttoptr(address, _WORD), bits, "monotonic"))
+
+
+def _compare_exchange(module: ir.Module, size: int) -> None:
+    """`u64 compare_exchange_SIZE(address, expected, new)`: the number that was there, extended with zeroes."""
+    function, b = _function(module, f"compare_exchange_{size}", I64, I64, I64, I64)
+    address, expected, new = function.args
+    kind = ir.IntType(size * 8)
+    place = b.inttoptr(address, kind.as_pointer())
+    old, wanted = (word if size == 8 else b.trunc(word, kind) for word in (expected, new))
+    found = b.extract_value(b.cmpxchg(place, old, wanted, "seq_cst", "seq_cst"), 0)
+    b.ret(found if size == 8 else b.zext(found, I64))
 
 
 def _exchange(module: ir.Module) -> None:

@@ -56,7 +56,7 @@ class ShutdownExit:
 
 @dataclass(frozen=True, slots=True)
 class InternalErrorExit:
-    """The guest cannot go on: there is no memory where `phys_addr` has its next instruction."""
+    """The guest cannot go on: it has an instruction, or an atomic access, at `phys_addr`, where no fit memory is."""
 
     reason: ClassVar[str] = "KVM_EXIT_INTERNAL_ERROR"
     suberror: int

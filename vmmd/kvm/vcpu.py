@@ -26,7 +26,7 @@ from vmmd.isa.context import Context
 from vmmd.isa.encoding import REGISTERS
 from vmmd.isa.engine import ContextGroup
 from vmmd.isa.evaluate import Pending
-from vmmd.isa.outcome import Halt, Hypercall, LostPage, Mmio, NoCode, Outcome, Port, Trap
+from vmmd.isa.outcome import Halt, Hypercall, LostPage, Mmio, NoAtomic, NoCode, Outcome, Port, Trap
 from vmmd.isa.stop import Stop
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.exits import (
@@ -155,6 +155,8 @@ class Vcpu:
         if self._run is not None:
             raise KvmError(errno.EBUSY, f"vCPU {self.id} is in KVM_RUN already", _KVM_RUN)
         self._answer(data)
+        # A reservation does not outlast a return of KVM_RUN.
+        self.context.end_reservation()
         at_once = KvmError(errno.EINTR, "immediate_exit is set", _KVM_RUN, exit_reason=self._reason)
         run = self._run = _Run(ends_with=at_once if self._immediate_exit else None)
         run.done.add_done_callback(self._over)
@@ -362,6 +364,7 @@ _EXITS: dict[type, Callable[[Any], Exit]] = {
     Halt: lambda _: HltExit(),
     Trap: lambda trap: ShutdownExit(trap.cause, trap.value),
     NoCode: lambda missing: InternalErrorExit(KVM_INTERNAL_ERROR_EMULATION, missing.phys_addr),
+    NoAtomic: lambda missing: InternalErrorExit(KVM_INTERNAL_ERROR_EMULATION, missing.phys_addr),
 }
 
 _PC = -1

@@ -25,6 +25,9 @@ class Words(Protocol):
     def set_bits(self, address: int, bits: int) -> int:
         """Or `bits` into the word at `address`; give the word as it was."""
 
+    def compare_exchange(self, address: int, size: int, expected: int, new: int) -> int:
+        """Replace an aligned number of 4 or 8 bytes that is `expected`; give the number that was there."""
+
     def exchange(self, address: int, count: int) -> bytes:
         """Take `count` words and leave zeroes, word by word."""
 

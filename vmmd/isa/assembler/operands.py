@@ -122,6 +122,13 @@ def _take_address(draft: Draft, tokens: Tokens) -> None:
         _low(draft, tokens[:-3])
 
 
+def _take_place(draft: Draft, tokens: Tokens) -> None:
+    """Take the address of an atomic: a register in parentheses, with nothing or a 0 before them."""
+    if len(tokens) > 3 and not (len(tokens) == 4 and tokens[0].text == "0"):
+        raise TextError(f"{draft.instruction.name} has no offset: write (register)", tokens[0].at)
+    draft.word |= REGISTER_NUMBERS[tokens[-2].text] << RS1_AT
+
+
 def _take_target(draft: Draft, tokens: Tokens) -> None:
     draft.wait_for(tokens, Rule.DISTANCE)
 
@@ -143,6 +150,7 @@ _IMMEDIATE = Slot("imm", Shape.EXPRESSION, _low)
 _SHIFT = Slot("shamt", Shape.EXPRESSION, _value(Rule.NUMBER))
 _UPPER = Slot("imm", Shape.EXPRESSION, _value(Rule.UPPER, "hi", "pcrel_hi"))
 _ADDRESS = Slot("imm(rs1)", Shape.MEMORY, _take_address)
+_PLACE = Slot("(rs1)", Shape.MEMORY, _take_place)
 _TARGET = Slot("target", Shape.EXPRESSION, _take_target)
 
 SYNTAX: dict[Format, tuple[Slot, ...]] = {
@@ -158,6 +166,8 @@ SYNTAX: dict[Format, tuple[Slot, ...]] = {
     Format.JALR: (_RD, _ADDRESS),
     Format.FENCE: (_order("predecessor", 24), _order("successor", 20)),
     Format.SYSTEM: (),
+    Format.AMO: (_RD, _RS2, _PLACE),
+    Format.LR: (_RD, _PLACE),
     Format.PORT_IN: (_RD, _ADDRESS),
     Format.PORT_OUT: (_RD, _ADDRESS),
 }
