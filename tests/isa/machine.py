@@ -10,7 +10,8 @@ from vmmd.isa.engine import Engine
 from vmmd.memory.access import write_guest
 from vmmd.memory.dirty import DirtyBitmap, DirtyLog
 from vmmd.memory.host import HostSpace, Ledger
-from vmmd.memory.memslots import Memslots, Region
+from vmmd.memory.memslots import Memslots
+from vmmd.memory.region import Region
 from vmmd.memory.view import View
 
 HOST_BYTES = 64 << 10

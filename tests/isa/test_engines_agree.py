@@ -16,7 +16,7 @@ from vmmd.isa.outcome import Halt
 from vmmd.isa.stop import Stop
 from vmmd.memory.access import read_host
 from vmmd.memory.limits import PAGE_SIZE, U64
-from vmmd.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Region
+from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Region
 
 PROGRAM_WORDS = 1024
 CODE_BYTES = PROGRAM_WORDS * 4

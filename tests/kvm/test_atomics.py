@@ -11,7 +11,7 @@ from tests.kvm.guest import CODE, DATA, boot, vcpu_at
 from vmmd.kvm.exits import HltExit, InternalErrorExit, ShutdownExit
 from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
-from vmmd.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 
 VCPUS = 3
 

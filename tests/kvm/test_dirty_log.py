@@ -10,7 +10,7 @@ from tests.kvm.guest import CODE, DATA, HOLE, STORE_FOREVER, boot, progress, ref
 from vmmd.kvm.uapi import KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
 from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
-from vmmd.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
+from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES
 
 LOG = KVM_MEM_LOG_DIRTY_PAGES
 NPAGES = 130

@@ -20,7 +20,7 @@ from vmmd.kvm.uapi import (
 from vmmd.kvm.vm import Limits, Vm
 from vmmd.machine.machine import Machine
 from vmmd.memory.limits import PAGE_SIZE
-from vmmd.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
+from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES
 from vmmd.memory.ring import ENTRY, RESERVED_ENTRIES
 
 SMALLEST = 16384

@@ -14,7 +14,7 @@ from vmmd.kvm.system import System
 from vmmd.kvm.uapi import KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
 from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
-from vmmd.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
+from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES
 
 LONG_MS = 20_000
 GatedCall = Callable[..., Awaitable[Any]]

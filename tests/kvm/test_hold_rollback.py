@@ -12,7 +12,8 @@ from vmmd.kvm.system import System
 from vmmd.kvm.uapi import KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
 from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
-from vmmd.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, Memslot
+from vmmd.memory.memslots import Memslot
+from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES
 
 LOG = KVM_MEM_LOG_DIRTY_PAGES
 

@@ -60,6 +60,7 @@ async def test_a_kick_that_timed_out_over_a_vcpu_may_be_tried_again_by_the_same_
 async def test_a_kick_that_timed_out_over_a_call_may_be_tried_again_by_the_same_name(
     held_up: Vm, engine: StubbornEngine
 ) -> None:
+    await held_up.create_vcpu(0)
     base = await held_up.map_host_memory(PAGE_SIZE)
     engine.stuck = True
     call = asyncio.create_task(held_up.unmap_host_memory(base, PAGE_SIZE))
@@ -75,6 +76,7 @@ async def test_a_kick_that_timed_out_over_a_call_may_be_tried_again_by_the_same_
 async def test_a_kick_waits_for_calls_under_way_and_new_ones_wait_for_its_resume(
     held_up: Vm, engine: StubbornEngine
 ) -> None:
+    await held_up.create_vcpu(0)
     base = await held_up.map_host_memory(PAGE_SIZE)
     engine.stuck = True
     call = asyncio.create_task(held_up.unmap_host_memory(base, PAGE_SIZE))

@@ -14,7 +14,7 @@ from vmmd.kvm.system import System
 from vmmd.kvm.vcpu import Vcpu
 from vmmd.kvm.vm import Limits, Vm
 from vmmd.memory.limits import PAGE_SIZE
-from vmmd.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
+from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES
 
 ROUNDS = 3000
 CODE, RESULTS, DATA = 0x10_0000, 0x11_0000, 0x20_0000

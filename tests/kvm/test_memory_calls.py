@@ -9,7 +9,7 @@ import pytest
 from tests.kvm.guest import DATA, HOLE, STORE_FOREVER, boot, progress, refusal, running, vcpu_at
 from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
-from vmmd.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 
 evaluated = pytest.mark.parametrize("engine_name", ["evaluated"], indirect=True)
 

@@ -18,7 +18,7 @@ from vmmd.kvm.exits import (
 from vmmd.kvm.uapi import KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_INTERNAL_ERROR_EMULATION
 from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
-from vmmd.memory.memslots import KVM_MEM_READONLY
+from vmmd.memory.region import KVM_MEM_READONLY
 
 BREAKPOINT, ILLEGAL_INSTRUCTION, MISALIGNED_FETCH = 3, 2, 0
 

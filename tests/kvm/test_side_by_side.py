@@ -14,7 +14,7 @@ from vmmd.kvm.errors import KvmError
 from vmmd.kvm.vcpu import Vcpu
 from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
-from vmmd.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
+from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES
 
 ROUNDS = 60
 LONG_MS = 20_000

@@ -9,7 +9,7 @@ from vmmd.kvm.exits import HltExit
 from vmmd.kvm.system import System
 from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import MAX_SLOT_PAGES, PAGE_SIZE
-from vmmd.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
+from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES
 
 LARGEST = MAX_SLOT_PAGES * PAGE_SIZE
 BASE = 1 << 44

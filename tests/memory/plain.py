@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from vmmd.memory.dirty import DirtyBitmap, DirtyLog
 from vmmd.memory.limits import PAGE_SIZE
-from vmmd.memory.memslots import CHUNK_RECORD, SLOT_RECORD, Change, Memslot, Memslots, Region
+from vmmd.memory.memslots import CHUNK_RECORD, SLOT_RECORD, Change, Memslot, Memslots
+from vmmd.memory.region import Region
 
 HVA = 0x10_0000_0000
 

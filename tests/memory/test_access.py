@@ -11,7 +11,8 @@ from vmmd.memory import access
 from vmmd.memory.errors import Refused
 from vmmd.memory.host import HostSpace, Ledger
 from vmmd.memory.limits import PAGE_SIZE, U64
-from vmmd.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Memslots
+from vmmd.memory.memslots import Memslots
+from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from vmmd.memory.view import View
 
 LOG, ROM = KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY

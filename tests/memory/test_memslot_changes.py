@@ -8,7 +8,8 @@ import pytest
 
 from tests.memory.plain import HVA, change, contents, gone, pages, table
 from vmmd.memory.errors import Refused
-from vmmd.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, Change, Memslots, Region
+from vmmd.memory.memslots import Change, Memslots
+from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES, Region
 
 RAM = pages(0, 0, 16)
 LOGGED = pages(1, 0x20, 130, flags=KVM_MEM_LOG_DIRTY_PAGES)

@@ -14,7 +14,8 @@ import pytest
 from tests.memory.plain import HVA, change, contents, pages, table
 from vmmd.memory.errors import Refused
 from vmmd.memory.limits import GUEST_PHYS_BITS, MAX_SLOT_PAGES, PAGE_SIZE, U64, USER_MEM_SLOTS, USERSPACE_END
-from vmmd.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Change, Memslots, Region
+from vmmd.memory.memslots import Change, Memslots
+from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Region
 
 TOP = 1 << GUEST_PHYS_BITS - 12
 SPACE_1 = 1 << 16

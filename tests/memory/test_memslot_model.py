@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.memory.plain import HVA, change, gone, packed_slots, pages, table
 from vmmd.memory.errors import Refused
 from vmmd.memory.limits import PAGE_SIZE
-from vmmd.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, Change, Memslots, Region
+from vmmd.memory.memslots import Change, Memslots
+from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES, Region
 
 CHUNK_SLOTS = 128
 

@@ -10,7 +10,8 @@ from tests.memory.plain import change, gone, new_log, packed_slots, pages, table
 from vmmd.memory import access
 from vmmd.memory.host import HostSpace, Ledger
 from vmmd.memory.limits import PAGE_SIZE
-from vmmd.memory.memslots import Memslots, Region
+from vmmd.memory.memslots import Memslots
+from vmmd.memory.region import Region
 from vmmd.memory.view import PIECE_RECORD, View
 
 

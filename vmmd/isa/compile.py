@@ -1,7 +1,7 @@
 """The compiled engine's code: LLVM IR for every row of the instruction table, and for the steps beside guest mode.
 
 Each group of rows becomes one small function; it ends in a tail call to the function of the next instruction, found
-in a table by the next word's key. What they hand on, `emit.STATE`, lies in machine registers. Instruction words are
+in a table by the next word's key. What they hand on, `frame.STATE`, lies in machine registers. Instruction words are
 read from guest memory each time, so there is nothing to invalidate when code changes.
 
 What a few machine instructions cannot do is left to the evaluation: the function stores the state and returns
@@ -18,7 +18,8 @@ from llvmlite import ir
 from vmmd.isa.arithmetic import I1, I8, I32, I64, number
 from vmmd.isa.context import IN_GUEST_MODE, OUTSIDE_GUEST_MODE
 from vmmd.isa.decode import KEY_MASK, KEYS, candidates
-from vmmd.isa.emit import CONVENTION, HANDLER, NULL, PTR, Code, Parts
+from vmmd.isa.emit import Code
+from vmmd.isa.frame import CONVENTION, HANDLER, NULL, PTR, Parts
 from vmmd.isa.instructions import Instruction
 from vmmd.isa.steps import ENTERED, define_steps
 from vmmd.isa.stop import Stop

@@ -24,16 +24,19 @@ import llvmlite.binding as llvm
 from vmmd.isa import compile as compiler
 
 _SOURCES = [
+    "accesses",
     "arithmetic",
     "compile",
     "context",
     "decode",
     "emit",
     "encoding",
+    "frame",
     "instructions",
     "steps",
     "stop",
     "../memory/memslots",
+    "../memory/region",
     "../memory/ring",
     "../memory/view",
 ]

@@ -26,7 +26,8 @@ from vmmd.memory import access
 from vmmd.memory.dirty import DirtyBitmap, DirtyLog
 from vmmd.memory.host import HostSpace, Ledger, Piece
 from vmmd.memory.limits import PAGE_SIZE, USER_MEM_SLOTS
-from vmmd.memory.memslots import Memslots, Region
+from vmmd.memory.memslots import Memslots
+from vmmd.memory.region import Region
 from vmmd.memory.ring import ENTRY, MAX_RING_BYTES, RESERVED_ENTRIES, DirtyRing
 from vmmd.memory.view import View
 

@@ -24,7 +24,8 @@ from vmmd.kvm.scheduler import Scheduler
 from vmmd.kvm.vcpu import Stats, Vcpu
 from vmmd.memory import access
 from vmmd.memory.host import HostSpace, Ledger
-from vmmd.memory.memslots import Memslot, Memslots, Region
+from vmmd.memory.memslots import Memslot, Memslots
+from vmmd.memory.region import Region
 from vmmd.memory.view import View
 
 
