@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench serve lock clean
+.PHONY: help setup demo test conformance check format bench serve lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make the virtual environment .venv, from the pinned and hashed lock
 
@@ -26,6 +26,9 @@ demo: $(READY) ## replay a recorded QEMU boot's memory map updates under four vC
 
 test: $(READY) ## run all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+conformance: $(READY) ## ask this machine's /dev/kvm and vmmd the same 2,000 random sequences, and shrink what differs
+	$(BIN)/python -m tests.conformance $(ARGS)
 
 check: $(READY) ## format, lint, types and the layers of the house
 	$(BIN)/ruff format --check .

@@ -1,8 +1,9 @@
 """The kernel's recorded answers: sequences of memslot ioctls and guest accesses, and what Linux 6.18's KVM said.
 
-One sequence a line: {"id", "host": {name: bytes}, "ops": [...]}. Userspace addresses are {"at": host mapping,
-"offset": bytes}, or plain integers where the address itself is under test. `want` is the kernel's answer. A guest
-access lists every exit on the way; MMIO reads were answered with bytes a5.
+One sequence a line: {"id", "host": {name: bytes}, "ops": [...]}; drawn ones also have "holes", {name: bytes}, which are
+userspace addresses without memory. Userspace addresses are {"at": name, "offset": bytes}, or plain integers where the
+address itself is under test. `want` is the kernel's answer. A guest access lists every exit on the way; MMIO reads were
+answered with bytes a5.
 """
 
 from __future__ import annotations

@@ -13,9 +13,14 @@ from typing import Any, Protocol
 from tests.conformance.recording import Answer, Operation, Sequence
 from vmmd.isa.assembler import assemble
 
-CODE_GPA, CODE_SLOT = 0xF000_0000, 500
+CODE_GPA, CODE_SLOT, CODE_SIZE = 0xF000_0000, 500, 1 << 16
 MMIO_BYTE = b"\xa5"
 U64 = (1 << 64) - 1
+
+HOLE_ADDRESS = 1 << 46
+"""Where the hole of a sequence begins in vmmd: userspace addresses far behind every mapping, where none will be."""
+
+_MOST_CLEARED_PAGES = 1 << 20
 
 _ACCESSES = {
     **{("read", size): f"{load} a0, 0(a1)" for size, load in ((1, "lbu"), (2, "lhu"), (4, "lwu"), (8, "ld"))},
@@ -39,6 +44,8 @@ class RunExit:
     is_write: bool = False
     data: bytes = b""
     suberror: int = 0
+    a0: int = 0
+    """The register behind it, where the guest made its access (HLT)."""
 
 
 class Subject(Protocol):
@@ -52,9 +59,14 @@ class Subject(Protocol):
     async def get_dirty_log(self, slot: int) -> bytes: ...
     async def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, bitmap: bytes) -> None: ...
     async def enable_cap(self, cap: str, arg: int) -> None: ...
-    async def set_regs(self, regs: dict[str, int]) -> None: ...
-    async def get_reg(self, name: str) -> int: ...
-    async def run(self, data: bytes | None) -> RunExit: ...
+    async def table(self) -> object:
+        """Return the slot table with its generation, as a value to compare."""
+
+    async def start(self, regs: dict[str, int]) -> RunExit:
+        """Set registers, then KVM_RUN."""
+
+    async def run(self, data: bytes | None) -> RunExit:
+        """KVM_RUN, with the answer to the read that it ended with before."""
 
 
 class Replay:
@@ -64,16 +76,21 @@ class Replay:
         self._subject = subject
         self._host: dict[str, int] = {}
 
-    async def play(self, sequence: Sequence) -> list[Answer]:
-        """Return vmmd's answer to every operation."""
+    async def begin(self, sequence: Sequence) -> None:
+        """Map the sequence's host memory, and put the guest in its place."""
+        self._host = dict.fromkeys(sequence.get("holes", {}), HOLE_ADDRESS)
         for name, size in sequence["host"].items():
             self._host[name] = await self._subject.map_host_memory(size)
-        code = await self._subject.map_host_memory(4096)
+        code = await self._subject.map_host_memory(CODE_SIZE)
         await self._subject.write_host_memory(code, _CODE)
-        await self._subject.set_user_memory_region(CODE_SLOT, 0, CODE_GPA, 4096, code)
-        return [await self._do(operation) for operation in sequence["ops"]]
+        await self._subject.set_user_memory_region(CODE_SLOT, 0, CODE_GPA, CODE_SIZE, code)
 
-    async def _do(self, operation: Operation) -> Answer:
+    async def table(self) -> object:
+        """Return the slot table with its generation, as a value to compare."""
+        return await self._subject.table()
+
+    async def do(self, operation: Operation) -> Answer:
+        """Return vmmd's answer to one operation."""
         name = operation["op"]
         play: Callable[[Operation], Coroutine[Any, Any, Answer]] = getattr(self, f"_{name}")
         if name in {"host_read", "host_write", "host_unmap", "guest_read", "guest_write"}:
@@ -101,10 +118,7 @@ class Replay:
         return {"bitmap": (await self._subject.get_dirty_log(op["slot"])).hex()}
 
     async def _clear_dirty_log(self, op: Operation) -> Answer:
-        bitmap = bytes.fromhex(op["bitmap"])
-        # The recorder handed the kernel a larger buffer, the rest of it zeroes.
-        padded = bitmap + bytes(64)
-        await self._subject.clear_dirty_log(op["slot"], op["first_page"], op["num_pages"], padded)
+        await self._subject.clear_dirty_log(op["slot"], op["first_page"], op["num_pages"], padded_bitmap(op))
         return {}
 
     async def _host_unmap(self, op: Operation) -> Answer:
@@ -120,46 +134,51 @@ class Replay:
         return {"data": data.hex()}
 
     async def _guest_read(self, op: Operation) -> Answer:
-        exits = await self._enter("read", op["size"], op["gpa"], 0)
-        if "errno" in (exits[-1] if exits else {}):
-            return {"exits": exits}
-        return {"exits": exits, "value": await self._subject.get_reg("x10")}
+        exits, value = await self._access("read", op["size"], op["gpa"], 0)
+        return {"exits": exits} if value is None else {"exits": exits, "value": value}
 
     async def _guest_write(self, op: Operation) -> Answer:
-        return {"exits": await self._enter("write", op["size"], op["gpa"], op["value"])}
+        exits, _ = await self._access("write", op["size"], op["gpa"], op["value"])
+        return {"exits": exits}
 
-    async def _enter(self, kind: str, size: int, gpa: int, value: int) -> list[Answer]:
-        await self._subject.set_regs({"pc": _ENTRY[kind, size], "a0": value, "a1": gpa})
+    async def _access(self, kind: str, size: int, gpa: int, value: int) -> tuple[list[Answer], int | None]:
+        """Let the guest make one access; return every exit on the way, and a0 behind it, where it was made."""
         exits: list[Answer] = []
-        data: bytes | None = None
-        while True:
-            try:
-                exit_ = await self._subject.run(data)
-            except Failure as failure:
-                return [*exits, {"errno": str(failure)}]
-            data = None
-            if exit_.reason == "HLT":
-                return exits
-            if exit_.reason != "MMIO":
-                return [*exits, {"reason": exit_.reason, "suberror": exit_.suberror}]
-            answer: Answer = {
-                "reason": "MMIO",
-                "phys_addr": exit_.phys_addr,
-                "len": exit_.len,
-                "is_write": int(exit_.is_write),
-            }
-            if exit_.is_write:
-                answer["data"] = exit_.data.hex()
-            else:
-                data = MMIO_BYTE * exit_.len
-            exits.append(answer)
+        try:
+            exit_ = await self._subject.start({"pc": _ENTRY[kind, size], "a0": value, "a1": gpa})
+            while exit_.reason == "MMIO":
+                exits.append(_mmio_answer(exit_))
+                exit_ = await self._subject.run(None if exit_.is_write else MMIO_BYTE * exit_.len)
+        except Failure as failure:
+            return [*exits, {"errno": str(failure)}], None
+        if exit_.reason == "HLT":
+            return exits, exit_.a0
+        return [*exits, {"reason": exit_.reason, "suberror": exit_.suberror}], None
+
+
+def _mmio_answer(exit_: RunExit) -> Answer:
+    answer: Answer = {
+        "reason": "MMIO",
+        "phys_addr": exit_.phys_addr,
+        "len": exit_.len,
+        "is_write": int(exit_.is_write),
+    }
+    return answer | ({"data": exit_.data.hex()} if exit_.is_write else {})
+
+
+def padded_bitmap(clear: Operation) -> bytes:
+    """Return the bitmap of a `clear_dirty_log`, and zeroes behind it for whatever a legal one reads of it."""
+    bits = bytes.fromhex(clear["bitmap"])
+    return bits.ljust(min(clear["num_pages"], _MOST_CLEARED_PAGES) // 8, b"\0") + bytes(64)
 
 
 async def differences(subject: Subject, sequence: Sequence) -> list[str]:
     """Replay a sequence, and describe every operation to which vmmd answers otherwise than the kernel did."""
-    answers = await Replay(subject).play(sequence)
-    return [
-        f"sequence {sequence['id']}, operation {index}: {operation}, but vmmd: {answer}"
-        for index, (operation, answer) in enumerate(zip(sequence["ops"], answers, strict=True))
-        if operation["want"] != answer
-    ]
+    replay = Replay(subject)
+    await replay.begin(sequence)
+    found: list[str] = []
+    for index, operation in enumerate(sequence["ops"]):
+        answer = await replay.do(operation)
+        if answer != operation["want"]:
+            found.append(f"sequence {sequence['id']}, operation {index}: {operation}, but vmmd: {answer}")
+    return found

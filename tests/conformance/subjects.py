@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
 from tests.conformance.replay import Failure, RunExit
 from vmmd.kvm.errors import KvmError
-from vmmd.kvm.exits import InternalErrorExit, MmioExit
+from vmmd.kvm.exits import HltExit, InternalErrorExit, MmioExit
+from vmmd.kvm.system import System
 from vmmd.kvm.vm import Vm
+from vmmd_client import Client, calls
 from vmmd_client import KvmError as RemoteError
 from vmmd_client import Vm as RemoteVm
+from vmmd_client.protocol import Call
 
 _PREFIX = "KVM_EXIT_"
 
@@ -54,27 +61,44 @@ class InProcess:
         except KvmError as error:
             raise Failure(error.name) from None
 
-    async def set_regs(self, regs: dict[str, int]) -> None:
-        await self._vm.vcpu(0).set_regs(regs)
+    async def table(self) -> object:
+        generation, regions = self._vm.memory_regions()
+        return generation, [(r.slot, r.flags, r.guest_phys_addr, r.memory_size, r.userspace_addr) for r in regions]
 
-    async def get_reg(self, name: str) -> int:
-        return (await self._vm.vcpu(0).get_regs())[name]
+    async def start(self, regs: dict[str, int]) -> RunExit:
+        await self._vm.vcpu(0).set_regs(regs)
+        return await self.run(None)
 
     async def run(self, data: bytes | None) -> RunExit:
+        vcpu = self._vm.vcpu(0)
         try:
-            exit_ = await self._vm.vcpu(0).run(data)
+            exit_ = await vcpu.run(data)
         except KvmError as error:
             raise Failure(error.name) from None
         reason = exit_.reason.removeprefix(_PREFIX)
         if isinstance(exit_, MmioExit):
             return RunExit(reason, exit_.phys_addr, exit_.len, exit_.is_write, exit_.data or b"")
+        if isinstance(exit_, HltExit):
+            return RunExit(reason, a0=(await vcpu.get_regs())["x10"])
         return RunExit(reason, suberror=exit_.suberror if isinstance(exit_, InternalErrorExit) else 0)
+
+
+@asynccontextmanager
+async def in_process(system: System) -> AsyncIterator[InProcess]:
+    """Make a VM with one vCPU for as long as a block lasts."""
+    vm = system.create_vm()
+    try:
+        await vm.create_vcpu(0)
+        yield InProcess(vm)
+    finally:
+        await system.destroy_vm(vm.id)
 
 
 class OverRpc:
     """A VM of a daemon process, through the client library."""
 
-    def __init__(self, vm: RemoteVm) -> None:
+    def __init__(self, vmmd: Client, vm: RemoteVm) -> None:
+        self._vmmd = vmmd
         self._vm = vm
 
     async def map_host_memory(self, size: int) -> int:
@@ -115,19 +139,40 @@ class OverRpc:
         except RemoteError as error:
             raise Failure(error.errno) from None
 
-    async def set_regs(self, regs: dict[str, int]) -> None:
-        await self._vm.vcpu(0).set_regs(regs)
+    async def table(self) -> object:
+        return await self._vm.get_memory_regions()
 
-    async def get_reg(self, name: str) -> int:
-        return (await self._vm.vcpu(0).get_regs())[name]
+    async def start(self, regs: dict[str, int]) -> RunExit:
+        return await self._run(calls.set_regs(self._vm.id, 0, regs), calls.run(self._vm.id, 0))
 
     async def run(self, data: bytes | None) -> RunExit:
+        return await self._run(calls.run(self._vm.id, 0, data))
+
+    async def _run(self, *upto_run: Call[Any]) -> RunExit:
+        """Send calls of which the last is KVM_RUN, and ask for the registers behind it in the same round trip."""
+        async with self._vmmd.batch() as batch:
+            *before, ran = [batch.add(call) for call in upto_run]
+            regs = batch.add(calls.get_regs(self._vm.id, 0))
+        for reply in before:
+            reply.result()
         try:
-            exit_ = await self._vm.vcpu(0).run(data)
+            exit_ = ran.result()
         except RemoteError as error:
             raise Failure(error.errno) from None
         reason = exit_.exit_reason.removeprefix(_PREFIX)
         if exit_.mmio is not None:
             mmio = exit_.mmio
             return RunExit(reason, mmio.phys_addr, mmio.len, mmio.is_write, mmio.data or b"")
-        return RunExit(reason, suberror=exit_.internal.suberror if exit_.internal is not None else 0)
+        suberror = exit_.internal.suberror if exit_.internal is not None else 0
+        return RunExit(reason, suberror=suberror, a0=regs.result()["x10"])
+
+
+@asynccontextmanager
+async def over_rpc(vmmd: Client) -> AsyncIterator[OverRpc]:
+    """Make a VM of a daemon, with one vCPU, for as long as a block lasts."""
+    vm = await vmmd.kvm.create_vm()
+    try:
+        await vm.create_vcpu(0)
+        yield OverRpc(vmmd, vm)
+    finally:
+        await vm.destroy()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 
 from tests.conformance.recording import recorded_sequences
 from tests.conformance.replay import differences
-from tests.conformance.subjects import InProcess, OverRpc
+from tests.conformance.subjects import in_process, over_rpc
 from vmmd.kvm.system import System
 from vmmd_client import connect
 from vmmd_client.local_daemon import local_daemon
+
+AT_ONCE = 8
+"""Sequences side by side through the RPC."""
 
 
 def test_the_recording_is_whole() -> None:
@@ -19,16 +23,20 @@ def test_the_recording_is_whole() -> None:
 
 async def test_every_recorded_answer_is_given_in_process(system: System) -> None:
     for sequence in recorded_sequences():
-        vm = system.create_vm()
-        await vm.create_vcpu(0)
-        assert await differences(InProcess(vm), sequence) == []
-        await system.destroy_vm(vm.id)
+        async with in_process(system) as subject:
+            assert await differences(subject, sequence) == []
 
 
 async def test_every_recorded_answer_is_given_through_the_rpc() -> None:
     async with local_daemon() as url, connect(url) as vmmd:
-        for sequence in recorded_sequences():
-            vm = await vmmd.kvm.create_vm()
-            await vm.create_vcpu(0)
-            assert await differences(OverRpc(vm), sequence) == []
-            await vm.destroy()
+        left = recorded_sequences()
+
+        async def play_some() -> None:
+            for sequence in left:
+                async with over_rpc(vmmd) as subject:
+                    assert await differences(subject, sequence) == []
+
+        # Side by side, each in a VM of its own: neither client nor daemon then waits for the other.
+        async with asyncio.TaskGroup() as group:
+            for _ in range(AT_ONCE):
+                group.create_task(play_some())
