@@ -13,13 +13,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import holds, interpreter, logs, memslots
+from tests.benchmarks import holds, interpreter, logs, memory_goes_back, memslots, stress_without_a_hold
 
 BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
     "interpreter": interpreter.measure,
     "holds": holds.measure,
     "memslots": memslots.measure,
     "logs": logs.measure,
+    "changes": stress_without_a_hold.measure,
+    "memory": memory_goes_back.measure,
 }
 
 

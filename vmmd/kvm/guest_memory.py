@@ -67,8 +67,10 @@ class GuestMemory:
         if undo is not None:
             undo.unmapped.extend(gone)
             return
-        await self._meet.shoot_down()
-        self._discard(gone)
+        try:
+            await self._meet.shoot_down()
+        finally:
+            self._discard(gone)
 
     def write_guest(self, guest_phys_addr: int, data: bytes, undo: Undo | None) -> None:
         """See `Vm.write_guest_memory`."""
@@ -241,8 +243,12 @@ class GuestMemory:
         """
         if undo is not None:
             undo.taken.append((log, first_byte, gone))
-        else:
+            return
+        try:
             await self._meet.all_outside_once()
+        except BaseException:
+            log.put_back(gone, first_byte)
+            raise
 
 
 def _part(log: DirtyBitmap, first_page: int | None, num_pages: int | None) -> tuple[int, int]:

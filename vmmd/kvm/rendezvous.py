@@ -63,7 +63,10 @@ class Rendezvous:
         self.published.value = view.number
 
     async def shoot_down(self) -> None:
-        """Wait until no vCPU is in a view older than the newest, as KVM waits for its readers and flushes its TLBs."""
+        """Wait until no vCPU is in a view older than the newest, as KVM waits for its readers and flushes its TLBs.
+
+        A cancellation is raised only when that is so: what was published cannot be called back.
+        """
         await self._post_and_wait(KVM_REQ_TLB_FLUSH, self.contexts, self.view.number)
 
     async def all_outside_once(self) -> None:
@@ -116,7 +119,15 @@ class Rendezvous:
         if not len(group):
             return
         self.engine.post(group, requests)
+        cancelled: asyncio.CancelledError | None = None
         while self.engine.wait_outside(group, view_number, _YIELDS):
             if deadline is not None and asyncio.get_running_loop().time() >= deadline:
                 raise TimeoutError
-            await asyncio.sleep(_POLL_S)
+            try:
+                await asyncio.sleep(_POLL_S)
+            except asyncio.CancelledError as error:
+                if view_number == _OUTSIDE:
+                    raise
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
