@@ -8,6 +8,7 @@ any; what was there at the kick, and what was fetched since, stands in the hold'
 from __future__ import annotations
 
 import errno
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from vmmd.isa.engine import Engine
@@ -189,8 +190,7 @@ class GuestMemory:
             self._publish(memslots, undo.host)
         for log, first_byte, bits in undo.taken:
             log.put_back(bits, first_byte)
-        for start, size in undo.written:
-            self._mark_written(start, start + size)
+        self._mark_written(undo.written)
 
     def drop(self) -> None:
         """Let go of everything; no vCPU runs any more."""
@@ -199,12 +199,22 @@ class GuestMemory:
     def _publish(self, memslots: Memslots, host: HostSpace) -> None:
         self._meet.publish(View(memslots, host, self.view))
 
-    def _mark_written(self, start: int, end: int) -> None:
-        """Mark a range of userspace addresses in every log over it: its bytes stayed when its slots went."""
+    def _mark_written(self, written: Sequence[tuple[int, int]]) -> None:
+        """Mark ranges of userspace addresses in every log over them: their bytes stayed when their slots went."""
+        if not written:
+            return
+        ranges = _merged(written)
+        ends = [end for _, end in ranges]
         for slot in self.view.memslots:
-            low, high = max(start, slot.userspace_addr), min(end, slot.userspace_addr + slot.memory_size)
-            if slot.dirty is not None and slot.dirty.bitmap is not None and low < high:
-                slot.dirty.bitmap.mark(low - slot.userspace_addr, high - low)
+            bitmap = slot.dirty.bitmap if slot.dirty is not None else None
+            if bitmap is None:
+                continue
+            slot_end = slot.userspace_addr + slot.memory_size
+            for start, end in ranges[bisect_right(ends, slot.userspace_addr) :]:
+                if start >= slot_end:
+                    break
+                low, high = max(start, slot.userspace_addr), min(end, slot_end)
+                bitmap.mark(low - slot.userspace_addr, high - low)
 
     def _discard(self, gone: Sequence[Piece]) -> None:
         """Give back pages of mappings that are still in use; those of others end with their mapping."""
@@ -215,10 +225,13 @@ class GuestMemory:
 
     def _new_log(self, npages: int) -> DirtyLog:
         if self._ring_bytes and not self._rings_have_bitmaps:
-            return DirtyLog(DirtyBitmap(npages, self._engine), None)
+            return DirtyLog(self._bitmap(npages), None)
         initially_set = bool(self._log_mode & KVM_DIRTY_LOG_INITIALLY_SET)
-        bitmap = DirtyBitmap(npages, self._engine, initially_set=initially_set)
-        return DirtyLog(DirtyBitmap(npages, self._engine) if self._ring_bytes else bitmap, bitmap)
+        bitmap = self._bitmap(npages, initially_set=initially_set)
+        return DirtyLog(self._bitmap(npages) if self._ring_bytes else bitmap, bitmap)
+
+    def _bitmap(self, npages: int, *, initially_set: bool = False) -> DirtyBitmap:
+        return DirtyBitmap(npages, self._engine, self._ledger, initially_set=initially_set)
 
     def _check_log_call(self, slot: int) -> None:
         if self._ring_bytes and not self._rings_have_bitmaps:
@@ -242,13 +255,25 @@ class GuestMemory:
         store on the way; once it has left guest mode, the store is done, and whoever is told of the page reads it.
         """
         if undo is not None:
-            undo.taken.append((log, first_byte, gone))
+            if any(gone):
+                undo.taken.append((log, first_byte, gone))
             return
         try:
             await self._meet.all_outside_once()
         except BaseException:
             log.put_back(gone, first_byte)
             raise
+
+
+def _merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Turn (start, size) in any order into disjoint (start, end) in ascending order."""
+    merged: list[tuple[int, int]] = []
+    for start, size in sorted(ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], start + size))
+        else:
+            merged.append((start, start + size))
+    return merged
 
 
 def _part(log: DirtyBitmap, first_page: int | None, num_pages: int | None) -> tuple[int, int]:

@@ -127,6 +127,7 @@ class Vcpu:
         self._exits: Counter[str] = Counter()
         self._kicks = 0
         self._reset: asyncio.Future[None] | None = None
+        self._owner: object = None
         rendezvous.join(self.context, requests)
 
     @property
@@ -140,20 +141,27 @@ class Vcpu:
 
     # On the event loop.
 
-    async def run(self, data: bytes | None = None, timeout_ms: int | None = None) -> Exit:
+    def own(self, owner: object) -> None:
+        """Keep the vCPU for runs that name this owner, as a run loop does while it goes; None gives it back."""
+        self._owner = owner
+
+    async def run(self, data: bytes | None = None, timeout_ms: int | None = None, *, owner: object = None) -> Exit:
         """KVM_RUN: run until userspace is needed.
 
         Args:
             data: the answer to the pending MMIO read, port read or hypercall; zeroes where it is left out.
             timeout_ms: milliseconds after which the run is interrupted as by a signal.
+            owner: who calls, where the vCPU is owned.
 
         Raises:
-            KvmError: EBUSY where a run is under way; EINVAL where `data` does not fit what is pending; EINTR by a
-            signal, a timeout
-                or immediate_exit; EFAULT where a host page is gone; ECANCELED where the VM is destroyed.
+            KvmError: EBUSY where a run is under way, or somebody else owns the vCPU; EINVAL where `data` does not fit
+                what is pending; EINTR by a signal, a timeout or immediate_exit; EFAULT where a host page is gone;
+                ECANCELED where the VM is destroyed.
         """
         if self._run is not None:
             raise KvmError(errno.EBUSY, f"vCPU {self.id} is in KVM_RUN already", _KVM_RUN)
+        if self._owner is not None and owner is not self._owner:
+            raise KvmError(errno.EBUSY, f"a run loop has vCPU {self.id}; stop it first", _KVM_RUN)
         self._answer(data)
         # A reservation does not outlast a return of KVM_RUN.
         self.context.end_reservation()

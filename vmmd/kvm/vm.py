@@ -349,6 +349,13 @@ class Vm:
                 raise KvmError(failure.errno, failure.message, failure.ioctl, **data)
             return Resume(pause_ns, self.generation)
 
+    def abandon_hold(self, hold: str) -> None:
+        """Give back a hold that was just opened, and in which nothing was done: its name may be used again."""
+        current = self._gate.holds.current
+        if current is not None and current.name == hold and current.undo is not None:
+            current.take(Step.RESUME)
+            self._release(None)
+
     def fail_hold(self, hold: str, error: KvmError) -> None:
         """Fail an open hold for what is outside the gate: another entry of the batch that opened it."""
         current = self._gate.holds.current

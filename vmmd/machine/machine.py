@@ -17,7 +17,7 @@ from vmmd.kvm.exits import Exit
 from vmmd.kvm.system import System
 from vmmd.kvm.vm import Vm
 from vmmd.machine.console import Console
-from vmmd.machine.run_loop import StrayPolicy, run_loop, was_stopped
+from vmmd.machine.run_loop import StrayPolicy, run_loop
 
 
 class MachineState(Enum):
@@ -42,6 +42,7 @@ class Machine:
         self._console = Console()
         self._loops: dict[int, asyncio.Task[Exit | KvmError]] = {}
         self._ended: dict[int, Exit | KvmError] = {}
+        self._stopping = False
 
     @property
     def ended(self) -> Mapping[int, Exit | KvmError]:
@@ -62,17 +63,26 @@ class Machine:
         self._ended.clear()
         self.state = MachineState.RUNNING
         for vcpu in self.vm.vcpus.values():
-            loop = asyncio.create_task(run_loop(vcpu, self._console, policy), name=f"{self.vm.id}-vcpu{vcpu.id}")
+            vcpu.own(self)
+            loop = asyncio.create_task(run_loop(vcpu, self, self._console, policy), name=f"{self.vm.id}-vcpu{vcpu.id}")
             loop.add_done_callback(lambda done, vcpu_id=vcpu.id: self._note_end(vcpu_id, done))  # type: ignore[misc]
             self._loops[vcpu.id] = loop
 
     async def stop(self) -> None:
-        """End all loops, held ones too, and wait until they have; where none runs, it does nothing."""
-        while self._loops:
-            for vcpu_id in self._loops:
-                self.vm.vcpu(vcpu_id).signal()
-            # A loop may be between two runs, where a signal finds nothing: look again once it has moved.
-            await asyncio.wait(self._loops.values(), timeout=0.01)
+        """End all loops and every other KVM_RUN, held ones too, and wait for it; without any it does nothing."""
+        self._stopping = True
+        try:
+            while self._loops:
+                for vcpu_id in self._loops:
+                    self.vm.vcpu(vcpu_id).signal()
+                # A loop may be between two runs, where a signal finds nothing: look again once it has moved.
+                await asyncio.wait(self._loops.values(), timeout=0.01)
+        finally:
+            self._stopping = False
+        for vcpu in self.vm.vcpus.values():
+            # A run whose caller has gone: nobody else would end it.
+            vcpu.signal()
+            await vcpu.run_over()
         if self.state is MachineState.RUNNING:
             self.state = MachineState.STOPPED
 
@@ -82,8 +92,12 @@ class Machine:
 
     def _note_end(self, vcpu_id: int, loop: asyncio.Task[Exit | KvmError]) -> None:
         del self._loops[vcpu_id]
-        if not loop.cancelled() and not was_stopped(loop.result()):
-            self._ended[vcpu_id] = loop.result()
+        self.vm.vcpu(vcpu_id).own(None)
+        if loop.cancelled():
+            return
+        ending = loop.result()
+        if not (self._stopping and isinstance(ending, KvmError) and ending.errno == errno.EINTR):
+            self._ended[vcpu_id] = ending
 
 
 class Machines:

@@ -8,7 +8,6 @@ anything else, and every error: ends this vCPU's loop
 
 from __future__ import annotations
 
-import errno
 from enum import Enum
 
 from vmmd.kvm.errors import KvmError
@@ -25,12 +24,12 @@ class StrayPolicy(Enum):
     ONES = "ones"
 
 
-async def run_loop(vcpu: Vcpu, console: Console, policy: StrayPolicy) -> Exit | KvmError:
-    """Run a vCPU until an exit or error ends its loop, and return that. EINTR is the loop being stopped."""
+async def run_loop(vcpu: Vcpu, owner: object, console: Console, policy: StrayPolicy) -> Exit | KvmError:
+    """Run a vCPU, as its owner, until an exit or error ends its loop, and return that."""
     data: bytes | None = None
     while True:
         try:
-            exit_ = await vcpu.run(data)
+            exit_ = await vcpu.run(data, owner=owner)
             if isinstance(exit_, DirtyRingFullExit):
                 await vcpu.ring_reset()
         except KvmError as error:
@@ -51,8 +50,3 @@ async def run_loop(vcpu: Vcpu, console: Console, policy: StrayPolicy) -> Exit | 
                 pass
             case _:
                 return exit_
-
-
-def was_stopped(ending: Exit | KvmError) -> bool:
-    """Tell whether a loop ended because it was told to."""
-    return isinstance(ending, KvmError) and ending.errno == errno.EINTR

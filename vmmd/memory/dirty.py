@@ -9,10 +9,14 @@ business.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
+import weakref
 from dataclasses import dataclass
 from typing import Protocol
 
+from vmmd.memory.errors import Refused
+from vmmd.memory.host import Ledger
 from vmmd.memory.limits import PAGE_SHIFT
 
 _WORD_PAGES = 64
@@ -41,13 +45,20 @@ def bitmap_bytes(npages: int) -> int:
 
 
 class DirtyBitmap:
-    """A bit for each page of one memslot."""
+    """A bit for each page of one memslot.
 
-    __slots__ = ("_buffer", "_words", "address", "npages", "size_bytes")
+    One that lies in memory from the start, since it is small or full, is charged to a ledger. A large one that begins
+    empty grows with the pages that are marked, which are charged themselves.
+    """
 
-    def __init__(self, npages: int, words: Words, *, initially_set: bool = False) -> None:
+    __slots__ = ("__weakref__", "_buffer", "_words", "address", "npages", "size_bytes")
+
+    def __init__(self, npages: int, words: Words, ledger: Ledger | None = None, *, initially_set: bool = False) -> None:
         self.npages = npages
         self.size_bytes = bitmap_bytes(npages)
+        if ledger is not None and (initially_set or self.size_bytes <= _SMALL_BYTES):
+            ledger.charge(self.size_bytes)
+            weakref.finalize(self, ledger.refund, self.size_bytes)
         self._words = words
         self._buffer: mmap.mmap | ctypes.Array[ctypes.c_uint64]
         if self.size_bytes <= _SMALL_BYTES:
@@ -55,7 +66,11 @@ class DirtyBitmap:
             self.address = ctypes.addressof(self._buffer)
         else:
             # A large log is a mapping of its own: pages of it that nobody marks cost nothing.
-            self._buffer = mmap.mmap(-1, self.size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            try:
+                self._buffer = mmap.mmap(-1, self.size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            except OSError as error:
+                message = f"the host has no {self.size_bytes} bytes for the log of {npages} pages: {error.strerror}"
+                raise Refused(errno.ENOMEM, message) from None
             self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
         if initially_set:
             full, rest = divmod(npages, 8)
