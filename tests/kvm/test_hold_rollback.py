@@ -259,3 +259,13 @@ async def test_a_failed_hold_lets_the_next_in_line_open(vm: Vm) -> None:
     await fail(vm)
     await rolled_back(vm)
     assert (await vm.kick_all_running_vcpus("b", wait_ms=0)).hold == "b"
+
+
+async def test_a_hold_that_is_abandoned_leaves_its_name_free(vm: Vm) -> None:
+    await vm.kick_all_running_vcpus("a")
+    vm.abandon_hold("b")
+    with refusal(errno.EBUSY):
+        await vm.map_host_memory(PAGE_SIZE)
+    vm.abandon_hold("a")
+    await vm.map_host_memory(PAGE_SIZE)
+    assert not (await vm.kick_all_running_vcpus("a")).renewed
