@@ -32,6 +32,7 @@ from .errors import (
     TooBig,
     TransactionRefused,
     TransportError,
+    UnsendableParam,
     Unsupported,
     VmmdError,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "TransactionResult",
     "Transport",
     "TransportError",
+    "UnsendableParam",
     "Unsupported",
     "Vcpu",
     "Vm",

@@ -11,7 +11,8 @@
     │   └── HttpRefused             an HTTP status instead of an answer: a missing token, a body that is too large
     ├── ProtocolError           what came back is no answer to what was asked
     ├── PlanError               a transaction that cannot be meant; nothing was sent
-    ├── TransactionRefused      the daemon refused a step of a transaction; its cause is the KvmError of that step
+    │   └── UnsendableParam         … a parameter of a call that JSON has no text for
+    ├── TransactionRefused      the daemon refused a step of a transaction; its cause is the RpcError of that step
     └── RpcError                the daemon answered with an error: code, message, data
         └── KvmError                … and it is an errno: errno, ioctl
             ├── AlreadyExists           EEXIST
@@ -84,6 +85,20 @@ class ProtocolError(VmmdError):
 
 class PlanError(VmmdError):
     """A transaction that cannot be meant: an unknown slot, a merge of slots that do not touch. Nothing was sent."""
+
+
+class UnsendableParam(PlanError):
+    """A parameter of a call that JSON has no text for, as bytes or NaN. Nothing was sent.
+
+    Attributes:
+        method: the method.
+        parameter: the parameter's name.
+    """
+
+    def __init__(self, method: str, parameter: str, problem: str) -> None:
+        super().__init__(f"{method}: the parameter {parameter} cannot be sent: {problem}; bytes go as base64 text")
+        self.method = method
+        self.parameter = parameter
 
 
 class RpcError(VmmdError):
@@ -183,7 +198,7 @@ class Unsupported(KvmError):
 
 
 class TransactionRefused(VmmdError):
-    """The daemon refused a step of a transaction. `__cause__` is the KvmError of that step.
+    """The daemon refused a step of a transaction. `__cause__` is the RpcError of that step, mostly a KvmError.
 
     Attributes:
         step: the index of the step in the transaction's plan.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from .connection import Client
+from .layout import LayoutError
 from .memslots import MemFlag
 from .vm import Vm
 
@@ -73,7 +74,13 @@ async def install(client: Client, vm: Vm, *, gpa: int, slot: int, pages: Sequenc
         gpa: where the guest's own memory begins: a page of code, a page list a vCPU, then the counters.
         slot: the first of two free slot ids: read-only for code and lists, writable for the counters.
         pages: for each vCPU the gpa of the pages that it walks over.
+
+    Raises:
+        LayoutError: a vCPU has more than MAX_PAGES pages; nothing was asked of the daemon.
     """
+    for number, own in enumerate(pages):
+        if len(own) > MAX_PAGES:
+            raise LayoutError(f"vCPU {number} is to walk over {len(own)} pages, and its list holds {MAX_PAGES}")
     source = resources.files(__package__).joinpath("data", "walk.s").read_text(encoding="utf-8")
     program = await client.isa.assemble(source, gpa)
     code_size, counters_size = PAGE_SIZE * (1 + len(pages)), PAGE_SIZE * len(pages)

@@ -16,7 +16,6 @@ class MemFlag(enum.IntFlag):
 
     LOG_DIRTY_PAGES = 1
     READONLY = 2
-    GUEST_MEMFD = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from vmmd.api.methods import METHODS
 
-from .errors import ProtocolError, RpcError, rpc_error
+from .errors import ProtocolError, RpcError, UnsendableParam, rpc_error
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -40,8 +40,9 @@ class Call(Generic[T_co]):
     @property
     def allowed_wait_s(self) -> float:
         """How long the daemon may rightly take by the call's own `wait_ms` or `timeout_ms`, in seconds."""
-        waits = (self.params.get(name) or 0 for name in ("wait_ms", "timeout_ms"))
-        return sum(waits) / 1000
+        waits = (self.params.get(name) for name in ("wait_ms", "timeout_ms"))
+        # What is no number is for the daemon to refuse.
+        return sum(wait for wait in waits if isinstance(wait, int)) / 1000
 
     def value(self, result: Any) -> T_co:
         """Make the caller's value of a result.
@@ -122,25 +123,42 @@ class Dialogue:
         self._ids = itertools.count(1)
 
     def ask(self, call: Call[Any]) -> Question:
-        """Give the question of one call."""
+        """Give the question of one call.
+
+        Raises:
+            UnsendableParam: JSON has no text for a parameter.
+        """
         call_id = next(self._ids)
-        return Question(_encode(_request(call, call_id)), (call_id,), is_batch=False)
+        return Question(_request(call, call_id), (call_id,), is_batch=False)
 
     def ask_batch(self, calls: Sequence[Call[Any]]) -> Question:
-        """Give the question of a batch of at least one call; JSON-RPC has no empty batch."""
+        """Give the question of a batch of at least one call; JSON-RPC has no empty batch.
+
+        Raises:
+            UnsendableParam: JSON has no text for a parameter of one of the calls.
+        """
         if not calls:
             raise ValueError("a batch has at least one call")
         ids = tuple(next(self._ids) for _ in calls)
-        body = [_request(call, call_id) for call, call_id in zip(calls, ids, strict=True)]
-        return Question(_encode(body), ids, is_batch=True)
+        body = b",".join(_request(call, call_id) for call, call_id in zip(calls, ids, strict=True))
+        return Question(b"[" + body + b"]", ids, is_batch=True)
 
 
-def _request(call: Call[Any], call_id: int) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "id": call_id, "method": call.method, "params": dict(call.params)}
+def _request(call: Call[Any], call_id: int) -> bytes:
+    request = {"jsonrpc": "2.0", "id": call_id, "method": call.method, "params": dict(call.params)}
+    try:
+        return _encode(request)
+    except (TypeError, ValueError, RecursionError):
+        for name, value in call.params.items():
+            try:
+                _encode(value)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise UnsendableParam(call.method, name, str(error)) from None
+        raise
 
 
-def _encode(body: object) -> bytes:
-    return json.dumps(body, separators=(",", ":")).encode()
+def _encode(value: object) -> bytes:
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _outcome(entry: object) -> Outcome:

@@ -9,6 +9,7 @@ map is wound back inside a hold, outside of all figures.
 Everything goes through the client library's public face.
 """
 
+import asyncio
 import itertools
 import secrets
 import time
@@ -16,11 +17,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vmmd.api.holds import ResumeResult
+
 from . import calls
 from .connection import Client
 from .guest import Guest, install
 from .layout import Layout, Relocation, Span
-from .memslots import Memslot
+from .memslots import Memslot, with_call
 from .traces import Hole, Update
 from .vm import Vm
 
@@ -31,6 +34,9 @@ PAGES_PER_RANGE = 24
 
 SETTLE_TIMEOUT_S = 20.0
 """How long a vCPU may take for one walk over its pages, in seconds."""
+
+# Between two looks at whether a walk has ended: questions without a pause would take the walkers' own time.
+_SETTLE_POLL_S = 0.003
 
 
 class ReplayError(RuntimeError):
@@ -170,7 +176,6 @@ class Replay:
 
     async def wind_back(self) -> None:
         """Put the map back to where every round starts from, in one step for the vCPUs."""
-        self._vm.forget_slot_table()
         async with self._vm.transaction(hold=True) as change:
             for slot in (await self._vm.slot_table()).slots:
                 if slot not in self._own_slots:
@@ -214,6 +219,7 @@ class Replay:
                 return sample
             if time.monotonic() > deadline:
                 raise ReplayError(await self._what_stopped())
+            await asyncio.sleep(_SETTLE_POLL_S)
 
     async def _round(self, mode: Mode, tally: Tally) -> None:
         before = await self.sample()
@@ -233,39 +239,45 @@ class Replay:
 
     async def _pass_over(self, run: Iterable[Score]) -> None:
         """Make updates that do not count: nothing of theirs overlaps, so no vCPU can notice them."""
+        regions = [region for score in run for region in score.regions]
         async with self._client.batch() as batch:
-            replies = [
-                batch.add(calls.set_user_memory_region(self._vm.id, region))
-                for score in run
-                for region in score.regions
-            ]
-        for reply in replies:
-            reply.result()
+            replies = [batch.add(calls.set_user_memory_region(self._vm.id, region)) for region in regions]
+        await self._know(regions, [reply.result() for reply in replies][-1])
 
     async def _play(self, mode: Mode, score: Score) -> tuple[list[int], list[int]]:
         """Replay one update; gives how long each of its holes stood open (plain), or its pause (atomic)."""
         if mode == "atomic":
-            return [], [await self._atomic(score.regions)]
+            resume = await self._atomic(score.regions)
+            await self._know(score.regions, resume.generation)
+            return [], [resume.pause_ns]
         answered_ns = await self._plain(score.regions)
         return [answered_ns[hole.filled_by] - answered_ns[hole.opened_by] for hole in score.holes], []
 
     async def _plain(self, regions: Sequence[Memslot]) -> list[int]:
         """One call after another; gives when each was answered."""
-        answered_ns = []
+        answered_ns, generation = [], 0
         for region in regions:
-            await self._client.send(calls.set_user_memory_region(self._vm.id, region))
+            generation = await self._client.send(calls.set_user_memory_region(self._vm.id, region))
             answered_ns.append(time.perf_counter_ns())
+        await self._know(regions, generation)
         return answered_ns
 
-    async def _atomic(self, regions: Sequence[Memslot]) -> int:
-        """All calls as one batch inside a hold; gives the pause."""
+    async def _atomic(self, regions: Sequence[Memslot]) -> ResumeResult:
+        """All calls as one batch inside a hold; gives what the resume answered."""
         hold = secrets.token_urlsafe(16)
         async with self._client.batch() as batch:
             batch.add(calls.kick_all_running_vcpus(self._vm.id, hold))
             for region in regions:
                 batch.add(calls.set_user_memory_region(self._vm.id, region, hold=hold))
             resume = batch.add(calls.resume_all_kicked_vcpus(self._vm.id, hold))
-        return resume.result().pause_ns
+        return resume.result()
+
+    async def _know(self, regions: Sequence[Memslot], generation: int) -> None:
+        """Tell the VM's handle which table the calls have left, so that winding back need not ask for it."""
+        slots = (await self._vm.slot_table()).slots
+        for region in regions:
+            slots = with_call(slots, region)
+        self._vm.know_slot_table(generation, slots)
 
     async def _what_stopped(self) -> str:
         for info in await self._client.kvm.list_vms():

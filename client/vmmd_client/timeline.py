@@ -99,6 +99,8 @@ async def trace_update(client: Client, replay: Replay, score: Score, mode: Mode)
         missing = tuple(any(hole.opened_by <= done < hole.filled_by for hole in holes) for holes in ranges.values())
         columns.append(Column(label, duration_ns, held, doings, missing))
         taken = seen
+    # The calls went past the VM's handle.
+    replay.vm.forget_slot_table()
     return Picture(mode, tuple(ranges), tuple(columns))
 
 

@@ -9,6 +9,7 @@ generation that the one before it left, and end at the first that is refused. Th
 behind a refused entry, and what another client has changed can make a later entry's generation right again.
 """
 
+import asyncio
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,16 @@ from vmmd.api.holds import KickResult, ResumeResult
 
 from . import calls
 from .channel import Channel, Reply
-from .errors import HoldConflict, KvmError, RpcError, StaleGeneration, TransactionRefused, VmmdError
+from .errors import (
+    ConnectError,
+    ConnectTimeout,
+    HoldConflict,
+    KvmError,
+    RpcError,
+    StaleGeneration,
+    TransactionRefused,
+    VmmdError,
+)
 from .memslots import Memslot
 from .plan import Draft, Fetch, Plan, Step
 from .protocol import Call
@@ -32,6 +42,10 @@ PAGE_SIZE = 4096
 
 DEFAULT_WAIT_MS = 1_000
 """How long a hold waits for its turn, in milliseconds."""
+
+
+# How long the resume of a hold may take whose kick has no answer, in seconds: a daemon that hangs must not hang us too.
+_GIVE_BACK_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +186,8 @@ class Transaction:
             except RpcError as error:
                 if index == 0 and isinstance(error, StaleGeneration | HoldConflict):
                     raise
-                outcome = f"the steps before it stand, hold=True gives all or nothing: {error}"
+                stands = "the steps before it stand, hold=True gives all or nothing" if index else "nothing was done"
+                outcome = f"{stands}: {error}"
                 raise TransactionRefused(index, str(step), outcome, rolled_back=False) from error
         return TransactionResult(generation, None, None, ())
 
@@ -203,6 +218,16 @@ def _dirty(plan: Plan, steps: list[Reply[Any]]) -> tuple[DirtyBitmap, ...]:
         for step, reply in zip(plan.steps, steps, strict=True)
         if isinstance(step, Fetch)
     )
+
+
+# The event loop alone does not keep a task alive: here are those that go on when whoever started them was cancelled.
+_given_back: set[asyncio.Task[ResumeResult]] = set()
+
+
+def _forget(resume: asyncio.Task[ResumeResult]) -> None:
+    _given_back.discard(resume)
+    if not resume.cancelled():
+        resume.exception()  # read, so that the event loop does not complain of it
 
 
 class Hold:
@@ -243,10 +268,25 @@ class Hold:
         return self._resume
 
     async def __aenter__(self) -> Self:
-        self._kick = await self._channel.send(
-            calls.kick_all_running_vcpus(self._vm.id, self.name, wait_ms=self._wait_ms)
-        )
+        try:
+            self._kick = await self._channel.send(
+                calls.kick_all_running_vcpus(self._vm.id, self.name, wait_ms=self._wait_ms)
+            )
+        except (RpcError, ConnectError, ConnectTimeout):
+            raise
+        except BaseException:
+            # The answer alone is missing, perhaps: a hold that nobody knows of would keep the VM still for good.
+            await self._give_back()
+            raise
         return self
+
+    async def _give_back(self) -> None:
+        """Resume the hold if it is open; a further cancellation ends the wait alone, and no error of it is told."""
+        channel = self._channel.with_timeout(_GIVE_BACK_S)
+        resume = asyncio.create_task(channel.send(calls.resume_all_kicked_vcpus(self._vm.id, self.name)))
+        _given_back.add(resume)
+        resume.add_done_callback(_forget)
+        await asyncio.wait({resume})
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,8 +1,10 @@
 import errno
+from typing import Any
 
 import pytest
 
-from vmmd_client import BadVm, Client, ProtocolError, RpcError, VmmdError, calls
+from vmmd_client import BadVm, Client, PlanError, ProtocolError, RpcError, UnsendableParam, VmmdError, calls
+from vmmd_client.protocol import Call
 
 from .fake_daemon import FakeDaemon, RefusedError
 
@@ -64,3 +66,27 @@ async def test_an_empty_batch_sends_nothing(daemon: FakeDaemon, vmmd: Client):
     async with vmmd.batch():
         pass
     assert len(daemon.requests) == round_trips
+
+
+async def send_batch(vmmd: Client, *batched: Call[Any]) -> None:
+    async with vmmd.batch() as batch:
+        for call in batched:
+            batch.add(call)
+
+
+@pytest.mark.parametrize("value", [b"\0", object(), {1, 2}, float("nan"), [b"deep"], {"deep": (b"er",)}])
+async def test_what_json_cannot_hold_is_refused_with_the_parameters_name_and_nothing_is_sent(
+    daemon: FakeDaemon, vmmd: Client, value: object
+):
+    round_trips = len(daemon.requests)
+    with pytest.raises(UnsendableParam, match=r"vm\.do: the parameter what cannot be sent") as caught:
+        await vmmd.call("vm.do", vm="1", what=value)
+    assert (caught.value.method, caught.value.parameter) == ("vm.do", "what")
+    with pytest.raises(PlanError):
+        await send_batch(vmmd, calls.get_api_version(), calls.raw("vm.do", {"what": value}))
+    assert len(daemon.requests) == round_trips
+
+
+async def test_a_time_that_is_no_number_is_for_the_daemon_to_refuse(daemon: FakeDaemon, vmmd: Client):
+    daemon.answers["vm.do"] = lambda params: params["wait_ms"]
+    assert await vmmd.call("vm.do", wait_ms="soon") == "soon"

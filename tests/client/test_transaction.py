@@ -1,14 +1,18 @@
+import asyncio
 import errno
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from vmmd_client import (
+    CallTimeout,
     Client,
     HoldFailed,
     InvalidArgument,
     KickTimeout,
     MemFlag,
+    MemoryTransport,
     Memslot,
     PlanError,
     SlotOverlap,
@@ -242,6 +246,7 @@ async def test_a_refused_first_step_without_a_hold_is_a_refused_transaction_too(
     with pytest.raises(TransactionRefused) as caught:
         await add_7(vm)
     assert isinstance(caught.value.__cause__, InvalidArgument)
+    assert "nothing was done" in str(caught.value)
 
 
 async def test_a_turn_that_did_not_come_changes_nothing(daemon: FakeDaemon, vm: Vm):
@@ -310,3 +315,69 @@ async def test_a_hold_has_no_answers_before_it_has_them(vm: Vm):
         _ = hold.kick
     with pytest.raises(VmmdError, match="no result"):
         _ = hold.resume
+
+
+class Unanswered:
+    """A way to the daemon on which every kick is carried out, and its answer is lost."""
+
+    def __init__(self, daemon: FakeDaemon, lose: Callable[[], Awaitable[None]]) -> None:
+        self._daemon = daemon
+        self._lose = lose
+
+    def vm(self) -> Vm:
+        return Client(MemoryTransport(self._answer)).vm("1")
+
+    async def _answer(self, body: bytes) -> bytes:
+        answer = await self._daemon.answer(body)
+        if self._daemon.last_methods == [KICK]:
+            await self._lose()
+        return answer
+
+
+async def hold_and_do_nothing(vm: Vm) -> None:
+    async with vm.hold():
+        pass
+
+
+async def test_a_hold_whose_kick_was_cancelled_is_resumed(daemon: FakeDaemon):
+    kicked = asyncio.Event()
+
+    async def hang() -> None:
+        kicked.set()
+        await asyncio.Event().wait()
+
+    holding = asyncio.create_task(hold_and_do_nothing(Unanswered(daemon, hang).vm()))
+    await kicked.wait()
+    holding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await holding
+    kick, resume = daemon.requests
+    assert (kick["method"], resume["method"]) == (KICK, RESUME)
+    assert kick["params"]["hold"] == resume["params"]["hold"]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_hold_whose_kick_has_no_answer_is_resumed_and_only_the_kicks_error_is_told(
+    daemon: FakeDaemon, refused: bool
+):
+    def refuse(params: object) -> object:
+        raise RefusedError(errno.EINVAL, "no such hold")
+
+    async def time_out() -> None:
+        raise CallTimeout("no answer")
+
+    if refused:
+        daemon.answers[RESUME] = refuse
+    with pytest.raises(CallTimeout, match="no answer"):
+        await hold_and_do_nothing(Unanswered(daemon, time_out).vm())
+    assert daemon.last_methods == [RESUME]
+
+
+async def test_a_hold_whose_kick_was_refused_has_nothing_to_resume(daemon: FakeDaemon, vm: Vm):
+    def busy(params: object) -> object:
+        raise RefusedError(errno.ETIMEDOUT, "the hold 'x' is open")
+
+    daemon.answers[KICK] = busy
+    with pytest.raises(KickTimeout):
+        await hold_and_do_nothing(vm)
+    assert daemon.last_methods == [KICK]

@@ -77,8 +77,36 @@ async def test_a_second_hold_in_the_same_batch_is_a_deadlock_and_both_are_given_
     assert is_failed(outcomes[1], "EDEADLK")
     assert isinstance(outcomes[2], Failed)
     assert outcomes[2].data["rolled_back"] is True
-    assert isinstance(outcomes[4], Failed)
+    assert not isinstance(outcomes[4], Failed)
     await wire.call("vm.map_host_memory", vm=vm, size=PAGE)
+
+
+async def test_a_failed_call_fails_its_own_hold_and_no_later_one(wire: Wire, vm: str, memory: str) -> None:
+    outcomes = await wire.batch(
+        request("vm.kick_all_running_vcpus", vm=vm, hold="one"),
+        set_region(vm, 2, PAGE, PAGE, memory, hold="one"),
+        request("vm.resume_all_kicked_vcpus", vm=vm, hold="one"),
+        request("vm.kick_all_running_vcpus", vm=vm, hold="two"),
+        set_region(vm, 3, 8 * PAGE, PAGE, memory, hold="two"),
+        request("vm.resume_all_kicked_vcpus", vm=vm, hold="two"),
+    )
+    assert [isinstance(outcome, Failed) for outcome in outcomes] == [False, True, True, False, False, False]
+    assert list(await regions(wire, vm)) == [0, 3]
+
+
+async def test_what_the_check_refuses_fails_every_hold_of_the_batch(wire: Wire, vm: str, memory: str) -> None:
+    before = await regions(wire, vm)
+    outcomes = await wire.batch(
+        request("vm.kick_all_running_vcpus", vm=vm, hold="one"),
+        request("vm.resume_all_kicked_vcpus", vm=vm, hold="one"),
+        request("vm.kick_all_running_vcpus", vm=vm, hold="two"),
+        set_region(vm, 3, 8 * PAGE, PAGE, memory, hold="two"),
+        request("vm.resume_all_kicked_vcpus", vm=vm, hold="two"),
+        request("vm.no_such_method"),
+    )
+    assert is_failed(outcomes[1], "ENOTTY")
+    assert is_failed(outcomes[4], "ENOTTY")
+    assert await regions(wire, vm) == before
 
 
 async def test_one_batch_may_hold_twice_one_after_the_other(wire: Wire, vm: str, memory: str) -> None:
@@ -151,3 +179,35 @@ async def test_a_kick_whose_table_moved_on_while_it_waited_gives_its_hold_back(
         Wire.result(await waiting)
     assert failed.value.data["errno"] == "ESTALE"
     await wire.call("vm.map_host_memory", vm=vm, size=PAGE)
+    # Its name was not used up.
+    await wire.call("vm.kick_all_running_vcpus", vm=vm, hold="second")
+    await wire.call("vm.resume_all_kicked_vcpus", vm=vm, hold="second")
+
+
+async def test_a_kick_whose_caller_went_while_it_waited_gives_its_hold_back(wire: Wire, vm: str) -> None:
+    await wire.call("vm.kick_all_running_vcpus", vm=vm, hold="first")
+    waiting = asyncio.create_task(wire.send(request("vm.kick_all_running_vcpus", vm=vm, hold="second", wait_ms=10_000)))
+    await asyncio.sleep(0)
+    wire.caller_is_gone = True
+    await wire.call("vm.resume_all_kicked_vcpus", vm=vm, hold="first")
+    with pytest.raises(Failed, match="the caller went"):
+        Wire.result(await waiting)
+    await wire.call("vm.map_host_memory", vm=vm, size=PAGE)
+
+
+async def test_a_kick_that_is_asked_again_by_a_caller_who_goes_leaves_the_hold_open(wire: Wire, vm: str) -> None:
+    await wire.call("vm.kick_all_running_vcpus", vm=vm, hold="h")
+    wire.caller_is_gone = True
+    await wire.call("vm.kick_all_running_vcpus", vm=vm, hold="h")
+    assert (await wire.call("vm.resume_all_kicked_vcpus", vm=vm, hold="h"))["pause_ns"] > 0
+
+
+async def test_a_batch_is_carried_out_as_it_stands_though_its_caller_has_gone(wire: Wire, vm: str, memory: str) -> None:
+    wire.caller_is_gone = True
+    outcomes = await wire.batch(
+        request("vm.kick_all_running_vcpus", vm=vm, hold="h"),
+        set_region(vm, 3, 8 * PAGE, PAGE, memory, hold="h"),
+        request("vm.resume_all_kicked_vcpus", vm=vm, hold="h"),
+    )
+    assert not [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+    assert 3 in await regions(wire, vm)

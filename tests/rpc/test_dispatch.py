@@ -56,6 +56,9 @@ class RecordingScope:
         self.reply_left = reply_left
         self.journal = journal
 
+    def refused(self, error: CallError) -> None:
+        self.journal.append(f"refused {error.code}")
+
     def failed(self, error: CallError) -> None:
         self.journal.append(f"failed {error.code}")
 
@@ -66,7 +69,9 @@ class Bench:
     def __init__(self, *, batch_calls: int = 10, reply_bytes: int = 10_000) -> None:
         self.journal: list[str] = []
         limits = DispatchLimits(batch_calls=batch_calls, reply_bytes=reply_bytes, json_depth=16)
-        self.dispatcher = Dispatcher(METHODS, self.execute, lambda left: RecordingScope(left, self.journal), limits)
+        self.dispatcher = Dispatcher(
+            METHODS, self.execute, lambda left, _gone: RecordingScope(left, self.journal), limits
+        )
 
     async def execute(self, method: Method, params: Any, scope: RecordingScope) -> bytes:
         self.journal.append(method.name)
@@ -88,11 +93,11 @@ class Bench:
         return json.dumps(result).encode()
 
     async def ask(self, body: bytes | str) -> Any:
-        answer = await self.dispatcher.dispatch(body.encode() if isinstance(body, str) else body)
+        answer = await self.dispatcher.dispatch(body.encode() if isinstance(body, str) else body, lambda: False)
         return None if answer is None else json.loads(answer)
 
     async def ask_raw(self, body: str) -> bytes | None:
-        return await self.dispatcher.dispatch(body.encode())
+        return await self.dispatcher.dispatch(body.encode(), lambda: False)
 
 
 def shape(answer: Any) -> Any:
@@ -192,7 +197,7 @@ async def test_an_id_of_another_type_makes_the_request_invalid_and_is_not_echoed
     bench = Bench()
     answer = await bench.ask('{"jsonrpc":"2.0","method":"nothing","id":' + request_id + "}")
     assert shape(answer) == (-32600, None)
-    assert bench.journal == ["failed -32600"]
+    assert bench.journal == ["refused -32600"]
 
 
 @pytest.mark.parametrize(
@@ -253,7 +258,7 @@ async def test_a_bare_scalar_is_an_invalid_request(body: str) -> None:
 async def test_an_invalid_request_is_answered_with_its_id_where_it_has_one(body: str, request_id: Any) -> None:
     bench = Bench()
     assert shape(await bench.ask(body)) == (-32600, request_id)
-    assert bench.journal == ["failed -32600"]
+    assert bench.journal == ["refused -32600"]
 
 
 async def test_brackets_within_strings_are_not_depth_and_real_depth_is_limited() -> None:
@@ -306,7 +311,7 @@ async def test_parameters_that_do_not_fit_are_named_and_nothing_is_carried_out(p
     assert named in answer["error"]["message"]
     assert len(answer["error"]["message"]) < 1000
     assert answer["error"]["data"]["problems"]
-    assert bench.journal == ["failed -32602"]
+    assert bench.journal == ["refused -32602"]
 
 
 async def test_a_body_full_of_unknown_parameters_gets_a_short_answer() -> None:
@@ -355,7 +360,7 @@ async def test_every_entry_is_checked_before_the_first_is_carried_out_and_order_
             {"jsonrpc":"2.0","method":"subtract","params":[1],"id":3},
             {"jsonrpc":"2.0","method":"unknown"}]"""
     )
-    assert bench.journal == ["failed -32602", "failed -32601", "nothing", "fail", "failed 17", "get_data"]
+    assert bench.journal == ["refused -32602", "refused -32601", "nothing", "fail", "failed 17", "get_data"]
 
 
 async def test_a_batch_with_one_answer_is_still_an_array() -> None:

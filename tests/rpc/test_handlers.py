@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from tests.rpc.wire import PAGE, REPLY_BYTES, Failed, Wire, is_failed, regions, request, set_region
+from vmmd.api.errors import INVALID_PARAMS
+from vmmd.api.isa import MAX_SOURCE_CHARACTERS
 from vmmd.api.methods import METHODS
 
 # Writes "hi" to the console, loads from an address that has no memory, stores what it got to 0x1800, and waits.
@@ -226,3 +228,34 @@ async def test_limits_are_named_in_what_they_refuse(wire: Wire) -> None:
     with pytest.raises(Failed) as failed:
         await wire.call("kvm.create_vm")
     assert failed.value.data["errno"] in METHODS["kvm.create_vm"].errors
+
+
+async def test_others_are_answered_while_a_long_source_is_assembled(wire: Wire) -> None:
+    source = "nop\n" * 4096
+    assembling = asyncio.create_task(wire.call("isa.assemble", source=source))
+    await asyncio.sleep(0)
+    assert await wire.call("kvm.get_api_version") == 12
+    assert not assembling.done()
+    assert len(base64.b64decode((await assembling)["code"])) == 4 * 4096
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "sentence"),
+    [
+        (
+            "isa.assemble",
+            {"source": "x" * (MAX_SOURCE_CHARACTERS + 1)},
+            f"source: has more than {MAX_SOURCE_CHARACTERS} characters: 'xxx",
+        ),
+        ("vm.enable_cap", {"vm": "1", "cap": "K", "args": [9] * 5}, "args: has more than 4 entries: [9, 9, 9, 9, 9]"),
+        ("vcpu.run", {"vm": "1", "vcpu": 0, "data": "AAAAAAAAAAAA"}, "data: has more than 8 bytes: 'AAAAAAAAAAAA'"),
+        ("vm.enable_cap", {"vm": "1", "cap": ""}, "cap: has fewer than 1 characters: ''"),
+    ],
+)
+async def test_a_parameter_of_the_wrong_length_is_refused_with_the_limit(
+    wire: Wire, method: str, params: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(Failed) as failed:
+        await wire.call(method, **params)
+    assert failed.value.code == INVALID_PARAMS
+    assert sentence in failed.value.message

@@ -1,6 +1,7 @@
 """The HTTP half: who is let in, with what, and what goes back."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,7 +24,7 @@ class Echo:
         self.bodies: list[bytes] = []
         self.bound: list[dict[str, Any]] = []
 
-    async def __call__(self, body: bytes) -> bytes | None:
+    async def __call__(self, body: bytes, _caller_is_gone: Callable[[], bool]) -> bytes | None:
         self.bodies.append(body)
         self.bound.append(structlog.contextvars.get_contextvars())
         return body or None
@@ -186,3 +187,22 @@ async def test_the_root_page_says_who_this_is_and_health_that_it_lives() -> None
 
 def test_the_guard_does_not_show_its_token() -> None:
     assert TOKEN not in repr(GUARD)
+
+
+async def test_whoever_answers_is_told_when_the_client_has_gone() -> None:
+    asked, told = asyncio.Event(), asyncio.Event()
+
+    async def dispatch(_body: bytes, caller_is_gone: Callable[[], bool]) -> bytes | None:
+        assert not caller_is_gone()
+        asked.set()
+        while not caller_is_gone():
+            await asyncio.sleep(0)
+        told.set()
+        return None
+
+    app = make_app(dispatch, version="1.2.3", body_bytes=1000, guard=None)
+    async with asyncio.timeout(10), TestClient(TestServer(app)) as client:
+        call = asyncio.create_task(client.post("/rpc", data=b"1", headers=JSON))
+        await asked.wait()
+        call.cancel()
+        await told.wait()

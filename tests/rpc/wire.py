@@ -25,9 +25,10 @@ class Wire:
 
     def __init__(self, dispatcher: Dispatcher[BodyScope]) -> None:
         self.dispatcher = dispatcher
+        self.caller_is_gone = False
 
     async def send(self, body: Any) -> Any:
-        answer = await self.dispatcher.dispatch(json.dumps(body).encode())
+        answer = await self.dispatcher.dispatch(json.dumps(body).encode(), lambda: self.caller_is_gone)
         return None if answer is None else json.loads(answer)
 
     async def call(self, name: str, /, **params: Any) -> Any:

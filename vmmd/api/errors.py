@@ -38,23 +38,10 @@ class ErrorData(Result):
 
     errno: str = Field(description='The errno\'s name, "EEXIST".')
     ioctl: str | None = Field(default=None, description='The ioctl that failed, "KVM_SET_USER_MEMORY_REGION".')
-    exit_reason: str | None = Field(default=None, description="KVM_RUN's exit reason beside EINTR or EFAULT.")
+    exit_reason: str | None = Field(default=None, description="KVM_RUN's exit reason, beside EINTR alone.")
     rolled_back: bool = Field(
         default=False, description="True where a hold had failed and its resume undid what was done inside it."
     )
-
-
-class InvalidParam(Result):
-    """One parameter that was refused."""
-
-    parameter: str = Field(description='The path to it, "regions.3.slot"; empty for the parameters as a whole.')
-    problem: str = Field(description="What is wrong with it, with the value.")
-
-
-class InvalidParamsData(Result):
-    """`error.data` of code -32602."""
-
-    problems: tuple[InvalidParam, ...]
 
 
 class RpcError(Result):

@@ -4,11 +4,17 @@ from pydantic import Field
 
 from vmmd.api.types import Base64, Hex64, Params, Result, U64In
 
+MAX_SOURCE_CHARACTERS = 256 << 10
+"""The longest source, in characters: a few seconds' work for the assembler."""
+
 
 class AssembleParams(Params):
     """What to assemble, and for where."""
 
-    source: str = Field(description="T64 assembly, a statement a line.")
+    source: str = Field(
+        max_length=MAX_SOURCE_CHARACTERS,
+        description=f"T64 assembly, a statement a line; at most {MAX_SOURCE_CHARACTERS} characters (256 KiB of ASCII).",
+    )
     origin: U64In = Field(default=0, description="The guest physical address of the first byte.")
 
 

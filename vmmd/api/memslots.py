@@ -75,7 +75,7 @@ class GetDirtyLogParams(VmParams, GateOptions, ChangeOptions):
     )
     num_pages: U32 | None = Field(
         default=None,
-        description="How many pages to fetch, a multiple of 64 or up to the slot's end; left out: up to the end.",
+        description="How many pages to fetch, a multiple of 64; left out: up to the slot's end.",
     )
 
 

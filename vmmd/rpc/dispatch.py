@@ -64,14 +64,20 @@ class Scope(Protocol):
 
     reply_left: int
 
+    def refused(self, error: CallError) -> None:
+        """Take note, before the first call, that an entry of the body is none that can be carried out."""
+
     def failed(self, error: CallError) -> None:
-        """Take note that an entry of the body has failed, or is known to fail."""
+        """Take note that a call of the body has failed."""
 
 
 ScopeT = TypeVar("ScopeT", bound=Scope)
 
 Execute = Callable[[Method, Params, ScopeT], Awaitable[bytes]]
 """Carries out one checked call and gives the JSON text of its result, or raises `CallError`."""
+
+CallerIsGone = Callable[[], bool]
+"""Tells whether the caller has gone without its answer."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,8 @@ class Dispatcher(Generic[ScopeT]):
     Args:
         methods: The table.
         execute: Carries out one call.
-        scope: Makes the scope of one body; it is given the bytes that the answer may have.
+        scope: Makes the scope of one body; it is given the bytes that the answer may have, and what tells whether the
+            caller of a single request has gone. A batch is carried out as it stands, whoever has gone.
         limits: What a body and its answer may amount to.
     """
 
@@ -118,7 +125,7 @@ class Dispatcher(Generic[ScopeT]):
         self,
         methods: Mapping[str, Method],
         execute: Execute[ScopeT],
-        scope: Callable[[int], ScopeT],
+        scope: Callable[[int, CallerIsGone], ScopeT],
         limits: DispatchLimits,
     ) -> None:
         self._methods = methods
@@ -126,11 +133,12 @@ class Dispatcher(Generic[ScopeT]):
         self._scope = scope
         self._limits = limits
 
-    async def dispatch(self, body: bytes) -> bytes | None:
+    async def dispatch(self, body: bytes, caller_is_gone: CallerIsGone) -> bytes | None:
         """Answer one body.
 
         Args:
             body: The text of a request or a batch.
+            caller_is_gone: Tells whether nobody waits for the answer any more.
 
         Returns:
             The text of the answer, or None where nothing is to be said: to notifications alone.
@@ -140,24 +148,24 @@ class Dispatcher(Generic[ScopeT]):
         except JsonError as error:
             return _error_text(b"null", CallError(PARSE_ERROR, str(error)))
         if not isinstance(value, list):
-            answers = await self._answer_all([value])
+            answers = await self._answer_all([value], caller_is_gone)
             return answers[0] if answers else None
         if not value:
             return _error_text(b"null", CallError(INVALID_REQUEST, "a batch has at least one request"))
         if len(value) > self._limits.batch_calls:
             message = f"a batch of {len(value)} requests is longer than limits.batch_calls = {self._limits.batch_calls}"
             return _error_text(b"null", CallError(INVALID_REQUEST, message))
-        answers = await self._answer_all(value)
+        answers = await self._answer_all(value, lambda: False)
         return b"[" + b",".join(answers) + b"]" if answers else None
 
-    async def _answer_all(self, values: Sequence[Any]) -> list[bytes]:
+    async def _answer_all(self, values: Sequence[Any], caller_is_gone: CallerIsGone) -> list[bytes]:
         """Check all entries, then carry them out in their order."""
         entries = [self._check(value) for value in values]
-        scope = self._scope(self._limits.reply_bytes)
+        scope = self._scope(self._limits.reply_bytes, caller_is_gone)
         for entry in entries:
             if isinstance(entry, _Refusal):
                 _log.debug("rpc.refused", code=entry.error.code, error=entry.error.message)
-                scope.failed(entry.error)
+                scope.refused(entry.error)
         answers = []
         lines: list[_Line] = []
         try:
@@ -274,10 +282,22 @@ def _problem(method: Method, details: Any) -> tuple[str, str]:
             return path, "is missing"
         case "extra_forbidden":
             return path, f"is no parameter here; there are: {', '.join(method.params.positions()) or 'none'}"
+        case "string_too_long" | "too_long":
+            return path, f"has more than {details['ctx']['max_length']} {_unit(details)}: {details['input']!r:.60}"
+        case "string_too_short" | "too_short":
+            return path, f"has fewer than {details['ctx']['min_length']} {_unit(details)}: {details['input']!r:.60}"
         case "value_error":
             return path, f"{details['ctx']['error']}, not {details['input']!r:.60}"
         case _:
             return path, f"{details['msg']}, not {details['input']!r:.60}"
+
+
+def _unit(details: Any) -> str:
+    """Say what the length in one of pydantic's findings counts."""
+    if details["type"].startswith("string"):
+        return "characters"
+    # What base64 stands for is bytes by the time that it is measured; pydantic's finding knows no type for it.
+    return "bytes" if details["ctx"].get("field_type") == "Value" else "entries"
 
 
 def _invalid_params(method: Method, problems: list[tuple[str, str]]) -> CallError:

@@ -12,7 +12,9 @@ from typing import Any, NoReturn
 # CPython converts no more digits than this to an integer, and nothing on the wire but an id can be as long.
 _LONGEST_INT = 640
 
-_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+# A string without an end goes on to the text's end, and what has matched is never given back: otherwise a text of such
+# strings would be walked over again from each of its quotes.
+_BRACKETS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 

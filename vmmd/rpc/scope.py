@@ -1,7 +1,9 @@
 """What the calls of one body share: the room that is left in the answer, and the hold that the body has opened.
 
 A batch [kick, changes, resume] is one update, so it must not be half an update: when any entry of the batch that opened
-a hold fails, or is known to fail when the hold is opened, the hold fails, and its resume rolls back.
+a hold fails, or is known to fail when the hold is opened, the hold fails, and its resume rolls back. What the check
+finds before the first call fails every hold of the batch. A call that fails later fails the hold that is open then, or
+the next one, and is settled with that hold's end: later holds of the batch are updates of their own.
 """
 
 import errno
@@ -9,7 +11,7 @@ import errno
 from vmmd.api.errors import METHOD_NOT_FOUND
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.vm import Vm
-from vmmd.rpc.dispatch import CallError
+from vmmd.rpc.dispatch import CallerIsGone, CallError
 
 
 class BodyScope:
@@ -17,17 +19,30 @@ class BodyScope:
 
     Args:
         reply_left: Bytes that the answer may have.
+        caller_is_gone: Tells whether a hold that is opened now would be opened for nobody.
     """
 
-    def __init__(self, reply_left: int) -> None:
+    def __init__(self, reply_left: int, caller_is_gone: CallerIsGone) -> None:
         self.reply_left = reply_left
-        self._error: KvmError | None = None
+        self.caller_is_gone = caller_is_gone
+        self._refusal: KvmError | None = None
+        self._failure: KvmError | None = None
         self._open: tuple[Vm, str] | None = None
+        self._failed_to_end = False
+
+    def refused(self, error: CallError) -> None:
+        """Take note, before the first call, that an entry of the body cannot be carried out: every hold fails."""
+        if self._refusal is None:
+            self._refusal = _as_kvm_error(error)
 
     def failed(self, error: CallError) -> None:
-        """Take note that an entry of the body has failed, or is known to fail: the open hold fails with it."""
-        if self._error is None:
-            self._error = _as_kvm_error(error)
+        """Take note that a call of the body has failed: the open hold fails with it, or the next one."""
+        if self._failed_to_end:
+            # It is the resume that answered with what its hold had failed with, and that is settled.
+            self._failed_to_end = False
+            return
+        if self._failure is None:
+            self._failure = _as_kvm_error(error)
         self._fail_open_hold()
 
     def opening(self, vm: Vm, hold: str) -> None:
@@ -48,15 +63,18 @@ class BodyScope:
         self._open = (vm, hold)
         self._fail_open_hold()
 
-    def ended(self, vm: Vm, hold: str) -> None:
-        """Take note that a hold has ended, by a resume that rolled back too."""
+    def ended(self, vm: Vm, hold: str, *, rolled_back: bool) -> None:
+        """Take note that a hold has ended, and whether its resume rolled back and answers with an error."""
         if self._open == (vm, hold):
             self._open = None
+            self._failure = None
+            self._failed_to_end = rolled_back
 
     def _fail_open_hold(self) -> None:
-        if self._open is not None and self._error is not None:
+        error = self._refusal or self._failure
+        if self._open is not None and error is not None:
             vm, hold = self._open
-            vm.fail_hold(hold, self._error)
+            vm.fail_hold(hold, error)
 
 
 def _as_kvm_error(error: CallError) -> KvmError:

@@ -22,8 +22,8 @@ REQUEST_ID = "X-Request-Id"
 _LEGAL_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _JSON_TYPE = re.compile(r"application/(?:json|[a-z0-9.-]+\+json)")
 
-Dispatch = Callable[[bytes], Awaitable[bytes | None]]
-"""Answers one body; None where nothing is to be said."""
+Dispatch = Callable[[bytes, Callable[[], bool]], Awaitable[bytes | None]]
+"""Answers one body, None where nothing is to be said; it may ask whether the client has gone meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def make_app(dispatch: Dispatch, *, version: str, body_bytes: int, guard: TcpGua
     async def rpc(request: web.Request) -> web.Response:
         _check_content_type(request)
         body = await _read_body(request, body_bytes)
-        answer = await dispatch(body)
+        answer = await dispatch(body, lambda: request.transport is None or request.transport.is_closing())
         if answer is None:
             return web.Response(status=204)
         return web.Response(body=answer, content_type="application/json")

@@ -1,5 +1,6 @@
-"""The assembler."""
+"""The assembler, on a thread of its own: a long source takes seconds, and the event loop has others to answer."""
 
+import asyncio
 import errno
 
 from vmmd.api import isa
@@ -12,7 +13,7 @@ from vmmd.rpc.scope import BodyScope
 @handles("isa.assemble")
 async def _assemble(_core: Core, params: isa.AssembleParams, _scope: BodyScope) -> isa.AssembleResult:
     try:
-        assembly = assemble(params.source, params.origin)
+        assembly = await asyncio.to_thread(assemble, params.source, params.origin)
     except AssemblyError as error:
         raise KvmError(errno.EINVAL, str(error), line=error.line, column=error.column) from None
     return isa.AssembleResult(code=assembly.code, symbols=assembly.symbols)
