@@ -1,8 +1,8 @@
 """Memslots: an immutable table of them, and every rule by which KVM_SET_USER_MEMORY_REGION changes it.
 
 `Memslots.with_change` checks a request whole, in the kernel's order, and then makes a new table; the old one stays as
-it was and may go on being read. Slots lie in chunks of at most 128, sorted by guest-physical address, and again by
-id, so that a change copies two chunks and never the table.
+it was and may go on being read. Slots lie in chunks of at most 128, sorted by guest-physical address, and again in
+a tree by id, so that a change copies a chunk and a few small tuples, and never the table.
 
 Each slot and each chunk also has the packed form that compiled lookups search: see `SLOT_RECORD` and `CHUNK_RECORD`.
 Nothing here is ever changed in place, but for the bits of dirty logs.
@@ -14,11 +14,10 @@ import ctypes
 import errno
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from operator import attrgetter
-from types import MappingProxyType
 
 from vmmd.memory.dirty import DirtyLog
 from vmmd.memory.errors import Refused
@@ -26,13 +25,13 @@ from vmmd.memory.limits import (
     GUEST_PHYS_BITS,
     PAGE_SHIFT,
     U64,
-    USER_MEM_SLOTS,
 )
 from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Region, check_region
 
 _CHUNK_SLOTS = 128
 _JOIN_SLOTS = 48
-_GROUP_SHIFT = 8
+_FAN_SHIFT = 5
+_FAN = 1 << _FAN_SHIFT
 
 SLOT_RECORD = struct.Struct("<QQQQQQ")
 """A slot for lookups: guest_phys_addr, memory_size, userspace_addr, flags, host address of the log's marks or 0, id."""
@@ -98,6 +97,9 @@ class _Chunk:
     def with_slot(self, slot: Memslot) -> tuple[_Chunk, ...]:
         """Return the chunk, or the two chunks, with one more slot."""
         at = self.place_of(slot.guest_phys_addr)
+        if at == _CHUNK_SLOTS:
+            # Slots that come in ascending order fill their chunks.
+            return self, _Chunk((slot,), slot.record)
         cut = at * SLOT_RECORD.size
         grown = _Chunk(
             self.slots[:at] + (slot,) + self.slots[at:], self._records[:cut] + slot.record + self._records[cut:]
@@ -138,8 +140,11 @@ class _Chunk:
 
 _CHUNK_BASE = attrgetter("base")
 
-_Ids = tuple[Mapping[int, Memslot], ...]
-"""Slots by id, in groups of 256 ids."""
+_Leaf = tuple[Memslot | None, ...]
+_Ids = tuple[tuple[_Leaf, ...], ...]
+"""Slots by id: three levels of 32, so that a change copies 96 entries."""
+
+_NO_IDS: _Ids = (((None,) * _FAN,) * _FAN,) * _FAN
 
 LogFactory = Callable[[int], DirtyLog]
 """Makes the dirty log of a slot of so many pages."""
@@ -154,7 +159,7 @@ class Memslots:
         self,
         generation: int = 0,
         chunks: tuple[_Chunk, ...] = (),
-        ids: _Ids = ((MappingProxyType({}),) * (USER_MEM_SLOTS + (1 << _GROUP_SHIFT) - 1 >> _GROUP_SHIFT)),
+        ids: _Ids = _NO_IDS,
         directory: bytes = b"",
     ) -> None:
         self.generation = generation
@@ -173,14 +178,15 @@ class Memslots:
 
     def by_id(self) -> Iterator[Memslot]:
         """Give the slots in the order of their ids."""
-        for group in self._ids:
-            for slot_id in sorted(group):
-                yield group[slot_id]
+        for branch in self._ids:
+            for leaf in branch:
+                yield from (slot for slot in leaf if slot is not None)
 
     def get(self, slot_id: int) -> Memslot | None:
         """Return the slot with that id, if it is set."""
-        high = slot_id >> _GROUP_SHIFT
-        return self._ids[high].get(slot_id) if 0 <= high < len(self._ids) else None
+        if not 0 <= slot_id < _FAN**3:
+            return None
+        return self._ids[slot_id >> 2 * _FAN_SHIFT][slot_id >> _FAN_SHIFT & _FAN - 1][slot_id & _FAN - 1]
 
     def find(self, guest_phys_addr: int) -> Memslot | None:
         """Return the slot that holds an address, if there is one."""
@@ -250,9 +256,7 @@ class Memslots:
         changed = chunk.with_replaced(old, new, behind)
         if changed is None:
             return self._removed(old)._inserted(new).renumbered(self.generation + 1)
-        high = new.slot >> _GROUP_SHIFT
-        ids = self._ids[:high] + ({**self._ids[high], new.slot: new},) + self._ids[high + 1 :]
-        return self._with_chunks(index, index + 1, (changed,), ids)
+        return self._with_chunks(index, index + 1, (changed,), self._with_id(new.slot, new))
 
     def _removed(self, slot: Memslot) -> Memslots:
         first = self._chunk_of(slot.guest_phys_addr)
@@ -265,19 +269,23 @@ class Memslots:
         if middle and last < len(self._chunks) and len(middle[0].slots) + len(self._chunks[last].slots) <= _JOIN_SLOTS:
             middle = (middle[0].joined(self._chunks[last]),)
             last += 1
-        high = slot.slot >> _GROUP_SHIFT
-        group = dict(self._ids[high])
-        del group[slot.slot]
-        ids = self._ids[:high] + (group,) + self._ids[high + 1 :]
-        return self._with_chunks(first, last, middle, ids)
+        return self._with_chunks(first, last, middle, self._with_id(slot.slot, None))
 
     def _inserted(self, slot: Memslot) -> Memslots:
-        high = slot.slot >> _GROUP_SHIFT
-        ids = self._ids[:high] + ({**self._ids[high], slot.slot: slot},) + self._ids[high + 1 :]
+        ids = self._with_id(slot.slot, slot)
         if not self._chunks:
             return self._with_chunks(0, 0, (_Chunk((slot,), slot.record),), ids)
         index = self._chunk_of(slot.guest_phys_addr)
         return self._with_chunks(index, index + 1, self._chunks[index].with_slot(slot), ids)
+
+    def _with_id(self, slot_id: int, slot: Memslot | None) -> _Ids:
+        """Return the ids with another slot, or none, under one of them."""
+        high, middle, low = slot_id >> 2 * _FAN_SHIFT, slot_id >> _FAN_SHIFT & _FAN - 1, slot_id & _FAN - 1
+        branch = self._ids[high]
+        leaf = branch[middle]
+        leaf = leaf[:low] + (slot,) + leaf[low + 1 :]
+        branch = branch[:middle] + (leaf,) + branch[middle + 1 :]
+        return self._ids[:high] + (branch,) + self._ids[high + 1 :]
 
     def _chunk_of(self, guest_phys_addr: int) -> int:
         """Return the index of the chunk where an address belongs."""
