@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test conformance check format bench serve lock clean
+.PHONY: help setup demo test conformance fuzz check format bench serve lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: $(READY) ## run all tests
 
 conformance: $(READY) ## ask this machine's /dev/kvm and vmmd the same 2,000 random sequences, and shrink what differs
 	$(BIN)/python -m tests.conformance $(ARGS)
+
+fuzz: $(READY) ## run random programs on vmmd's engines and on Unicorn, 1,000,000 instructions, and shrink what differs
+	$(BIN)/python -m tests.differential $(ARGS)
 
 check: $(READY) ## format, lint, types and the layers of the house
 	$(BIN)/ruff format --check .

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vmmd.isa.engine import ENGINES
+from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
-from vmmd.kvm.vm import Limits
 
 
 @pytest.fixture(scope="session")

@@ -78,6 +78,15 @@ class LimitSettings(BaseModel):
         ge=1 << 12,
         description="Host memory mapped for guests, in bytes, over all VMs. Pages cost nothing until they are touched.",
     )
+    sparse_mapping_bytes: int = Field(
+        default=64 << 40,
+        ge=0,
+        le=1 << 47,
+        description="Sizes of sparse mappings, in bytes, over all VMs. They take addresses, touched or not.",
+    )
+    sparse_mapping_bytes_per_vm: int = Field(
+        default=16 << 40, ge=0, le=1 << 47, description="The same of one VM. The largest memslot needs 8 TiB."
+    )
     body_bytes: int = Field(default=8 << 20, ge=1 << 10, description="The largest request body, in bytes.")
     reply_bytes: int = Field(default=16 << 20, ge=1 << 12, description="The largest reply, in bytes.")
     batch_calls: int = Field(default=1000, ge=1, description="The calls of one batch.")

@@ -22,8 +22,8 @@ from aiohttp import web
 from vmmd import __version__, log
 from vmmd.api.methods import METHODS
 from vmmd.config import Settings, tcp_token
+from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
-from vmmd.kvm.vm import Limits
 from vmmd.machine.machine import Machines
 from vmmd.rpc.dispatch import Dispatcher, DispatchLimits
 from vmmd.rpc.handlers import About, Core, execute
@@ -122,6 +122,8 @@ def _core_limits(settings: Settings) -> Limits:
         vcpus_per_vm=limits.vcpus_per_vm,
         wait_ms=limits.wait_ms,
         max_wait_ms=limits.max_wait_ms,
+        sparse_mapping_bytes=limits.sparse_mapping_bytes,
+        sparse_mapping_bytes_per_vm=limits.sparse_mapping_bytes_per_vm,
     )
 
 

@@ -39,7 +39,8 @@ from .errors import (
 from .memslots import MemFlag, Memslot
 from .transaction import DirtyBitmap, Hold, Transaction, TransactionResult
 from .transport import HttpTransport, MemoryTransport, Transport
-from .vm import SlotTable, Vcpu, Vm
+from .vcpu import Vcpu
+from .vm import SlotTable, Vm
 
 __all__ = [
     "AlreadyExists",

@@ -10,8 +10,8 @@ from operator import attrgetter
 from typing import Any, Literal, TypedDict, Unpack
 
 from vmmd.api.holds import KickResult, ResumeResult
-from vmmd.api.isa import AssembleResult
-from vmmd.api.machine import ConsoleResult
+from vmmd.api.isa import AssembleResult, Line
+from vmmd.api.machine import ConsoleResult, LoadElfResult
 from vmmd.api.memslots import RegionsResult
 from vmmd.api.system import InfoResult, VmInfo
 from vmmd.api.vcpus import RunResult, StatsResult
@@ -224,6 +224,31 @@ def set_immediate_exit(vm: str, vcpu: int, value: int, **options: Unpack[ChangeO
     return _call("vcpu.set_immediate_exit", _whole, vm=vm, vcpu=vcpu, value=value, **options)
 
 
+def create_irqchip(vm: str, **options: Unpack[ChangeOptions]) -> Call[None]:
+    """KVM_CREATE_IRQCHIP."""
+    return _call("vm.create_irqchip", _whole, vm=vm, **options)
+
+
+def interrupt(vm: str, vcpu: int, **options: Unpack[ChangeOptions]) -> Call[None]:
+    """KVM_INTERRUPT."""
+    return _call("vcpu.interrupt", _whole, vm=vm, vcpu=vcpu, **options)
+
+
+def get_mp_state(vm: str, vcpu: int) -> Call[str]:
+    """KVM_GET_MP_STATE."""
+    return _call("vcpu.get_mp_state", _whole, vm=vm, vcpu=vcpu)
+
+
+def set_mp_state(vm: str, vcpu: int, mp_state: str, **options: Unpack[ChangeOptions]) -> Call[None]:
+    """KVM_SET_MP_STATE."""
+    return _call("vcpu.set_mp_state", _whole, vm=vm, vcpu=vcpu, mp_state=mp_state, **options)
+
+
+def set_guest_debug(vm: str, vcpu: int, control: int, **options: Unpack[ChangeOptions]) -> Call[None]:
+    """KVM_SET_GUEST_DEBUG."""
+    return _call("vcpu.set_guest_debug", _whole, vm=vm, vcpu=vcpu, control=control, **options)
+
+
 def get_vcpu_stats(vm: str, vcpu: int) -> Call[StatsResult]:
     """A vCPU's counters."""
     return _call("vcpu.get_stats", _whole, vm=vm, vcpu=vcpu)
@@ -244,6 +269,13 @@ def stop(vm: str, **options: Unpack[ChangeOptions]) -> Call[None]:
     return _call("vm.stop", _whole, vm=vm, **options)
 
 
+def load_elf(
+    vm: str, data: bytes, vcpu: int | None = None, **options: Unpack[GatedChangeOptions]
+) -> Call[LoadElfResult]:
+    """Load an ELF executable through the memslots."""
+    return _call("vm.load_elf", _whole, vm=vm, data=data, vcpu=vcpu, **options)
+
+
 def read_console(vm: str, since: int) -> Call[ConsoleResult]:
     """Read what the guest wrote to the console."""
     return _call("vm.read_console", _whole, vm=vm, since=since)
@@ -252,6 +284,11 @@ def read_console(vm: str, since: int) -> Call[ConsoleResult]:
 def assemble(source: str, origin: int) -> Call[AssembleResult]:
     """Assemble T64 source."""
     return _call("isa.assemble", _whole, source=source, origin=origin)
+
+
+def disassemble(code: bytes, origin: int) -> Call[list[Line]]:
+    """Write code as T64 source."""
+    return _call("isa.disassemble", _whole, code=code, origin=origin)
 
 
 def get_info() -> Call[InfoResult]:

@@ -9,7 +9,7 @@ import os
 from types import TracebackType
 from typing import Any, Self
 
-from vmmd.api.isa import AssembleResult
+from vmmd.api.isa import AssembleResult, Line
 from vmmd.api.system import InfoResult, VmInfo
 
 from . import calls
@@ -75,6 +75,19 @@ class Isa:
         """
         return await self._channel.send(calls.assemble(source, origin))
 
+    async def disassemble(self, code: bytes, origin: int = 0) -> list[Line]:
+        """Write code as T64 source, a word a line; assembled again it is the same code.
+
+        Args:
+            code: any bytes. A word that no mnemonic expresses is `.word`, one to three bytes at the end are `.byte`.
+            origin: the guest-physical address of the first byte.
+
+        Raises:
+            InvalidArgument: the code does not end at the last address or before it.
+            KvmError: E2BIG; the lines do not fit in the reply.
+        """
+        return await self._channel.send(calls.disassemble(code, origin))
+
 
 class Daemon:
     """The daemon itself."""
@@ -92,7 +105,7 @@ class Client:
 
     Attributes:
         kvm: the methods of the system level.
-        isa: the assembler.
+        isa: the assembler and the disassembler.
         daemon: the daemon's own methods.
     """
 

@@ -1,22 +1,23 @@
-"""A VM and a vCPU as objects: one typed method for each method of the wire.
+"""A VM as an object: one typed method for each method of the wire.
 
-A `Vm` holds the VM's id and the slot table as far as its own calls have taught it; a `Vcpu` holds two ids. Neither owns
-anything in the daemon: a handle that is dropped destroys nothing.
+A `Vm` holds the VM's id and the slot table as far as its own calls have taught it. It owns nothing in the daemon: a
+handle that is dropped destroys nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Unpack
 
 from vmmd.api.holds import KickResult, ResumeResult
-from vmmd.api.machine import ConsoleResult
-from vmmd.api.vcpus import RunResult, StatsResult
+from vmmd.api.machine import ConsoleResult, LoadElfResult
+from vmmd.api.vcpus import StatsResult
 
 from . import calls
 from .calls import ChangeOptions, GatedChangeOptions, GateOptions
 from .channel import Channel
 from .memslots import Memslot, SlotMap, with_call
 from .transaction import DEFAULT_WAIT_MS, Hold, Transaction
+from .vcpu import Vcpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,70 +31,6 @@ class SlotTable:
 
     generation: int
     slots: SlotMap
-
-
-class Vcpu:
-    """One vCPU. All addresses and registers are integers of 64 bits."""
-
-    def __init__(self, channel: Channel, vm: str, vcpu: int) -> None:
-        """Name a vCPU; whether it exists is for the first call to tell."""
-        self._channel = channel
-        self.vm_id = vm
-        self.id = vcpu
-
-    async def run(
-        self, data: bytes | None = None, *, timeout_ms: int | None = None, **options: Unpack[ChangeOptions]
-    ) -> RunResult:
-        """KVM_RUN once: the guest runs until userspace must see something.
-
-        Args:
-            data: the bytes that end a pending MMIO or port read; left out: zeros.
-            timeout_ms: after so many milliseconds the run is interrupted as by a signal.
-            **options: see `calls.ChangeOptions`.
-
-        Raises:
-            Interrupted: EINTR; the error's data holds the exit reason.
-            BadAddress: EFAULT, the guest touched a memslot whose host memory is gone.
-            HoldConflict: EBUSY, another run, or the run loop, has the vCPU.
-        """
-        return await self._channel.send(calls.run(self.vm_id, self.id, data, timeout_ms, **options))
-
-    async def harvest_dirty_ring(
-        self, count: int | None = None, **options: Unpack[ChangeOptions]
-    ) -> list[tuple[int, int]]:
-        """Read entries of the vCPU's dirty ring, and mark them for `Vm.reset_dirty_rings`.
-
-        Args:
-            count: how many at most; left out: the daemon's default, 4,096.
-            **options: see `calls.ChangeOptions`.
-
-        Returns:
-            (slot id, page number in the slot) in the order in which the vCPU dirtied them; empty where there is none.
-
-        Raises:
-            InvalidArgument: the VM has no dirty rings.
-        """
-        return await self._channel.send(calls.harvest_dirty_ring(self.vm_id, self.id, count, **options))
-
-    async def get_regs(self) -> dict[str, int]:
-        """KVM_GET_REGS: pc and x0 to x31 by name."""
-        return await self._channel.send(calls.get_regs(self.vm_id, self.id))
-
-    async def set_regs(self, regs: Mapping[str, int], **options: Unpack[ChangeOptions]) -> None:
-        """KVM_SET_REGS: set the registers that are named ("pc", "x1" or "ra"), leave the others.
-
-        Raises:
-            InvalidArgument: a name is no register.
-        """
-        await self._channel.send(calls.set_regs(self.vm_id, self.id, regs, **options))
-
-    async def set_immediate_exit(self, value: int, **options: Unpack[ChangeOptions]) -> None:
-        """Set kvm_run's immediate_exit: with 1, KVM_RUN ends pending work and gives EINTR."""
-        await self._channel.send(calls.set_immediate_exit(self.vm_id, self.id, value, **options))
-
-    async def get_stats(self) -> StatsResult:
-        """Give the vCPU's counters; never gated, also answered inside a hold."""
-        return await self._channel.send(calls.get_vcpu_stats(self.vm_id, self.id))
 
 
 class Vm:
@@ -340,6 +277,15 @@ class Vm:
 
     # vCPUs and the run loop.
 
+    async def create_irqchip(self, **options: Unpack[ChangeOptions]) -> None:
+        """Add the in-kernel interrupt controller (KVM_CREATE_IRQCHIP), before the first vCPU.
+
+        Raises:
+            AlreadyExists: There is one.
+            InvalidArgument: There are vCPUs already.
+        """
+        await self._channel.send(calls.create_irqchip(self.id, **options))
+
     async def create_vcpu(self, vcpu: int, **options: Unpack[ChangeOptions]) -> Vcpu:
         """KVM_CREATE_VCPU.
 
@@ -364,6 +310,27 @@ class Vm:
     async def stop(self, **options: Unpack[ChangeOptions]) -> None:
         """End all run loops; idempotent."""
         await self._channel.send(calls.stop(self.id, **options))
+
+    async def load_elf(
+        self, data: bytes, vcpu: int | None = None, **options: Unpack[GatedChangeOptions]
+    ) -> LoadElfResult:
+        """Load an ELF64 executable for RISC-V through the memslots, all of it or nothing.
+
+        Args:
+            data: the file, compiled with -march=rv64ima_zicsr_zifencei -mabi=lp64 and linked statically.
+            vcpu: the id of the vCPU whose pc becomes the entry; left out: none's.
+            **options: see `calls.GatedChangeOptions`.
+
+        Returns:
+            The entry, and the addresses of functions, objects and labels by their names.
+
+        Raises:
+            InvalidArgument: the file is no such executable; the message and the data say which part of it is wrong.
+            BadAddress: a part of a segment has no memory, or is read-only.
+            BadVm: there is no such vCPU.
+            TooBig: the symbols do not fit in the answer.
+        """
+        return await self._channel.send(calls.load_elf(self.id, data, vcpu, **options))
 
     async def read_console(self, since: int = 0) -> ConsoleResult:
         """Read what the guest wrote to port 0x3f8, from position `since` on; `next` is where to go on."""

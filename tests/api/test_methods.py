@@ -18,6 +18,7 @@ GATED = {
     "vm.set_user_memory_region",
     "vm.get_dirty_log",
     "vm.clear_dirty_log",
+    "vm.load_elf",
 }
 
 each_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])

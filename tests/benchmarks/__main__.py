@@ -13,10 +13,23 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import holds, interpreter, logs, memory_goes_back, memslots, stress_without_a_hold
+from tests.benchmarks import (
+    cold_code,
+    guests,
+    holds,
+    interpreter,
+    logs,
+    memory_goes_back,
+    memslots,
+    scaling,
+    stress_without_a_hold,
+)
 
 BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
     "interpreter": interpreter.measure,
+    "guests": guests.measure,
+    "cold": cold_code.measure,
+    "scaling": scaling.measure,
     "holds": holds.measure,
     "memslots": memslots.measure,
     "logs": logs.measure,

@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.table import Table
 
 from vmmd.isa.assembler import assemble
+from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
-from vmmd.kvm.vm import Limits, Vm
+from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
 
 ROUNDS = 300

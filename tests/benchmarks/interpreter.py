@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from tests.isa.machine import bare_machine
+from tests.isa.turns import run
 from vmmd.isa.assembler import assemble
 from vmmd.isa.engine import CompiledEngine, Engine, EvaluatedEngine
 
@@ -50,7 +51,7 @@ def speed(engine: Engine, source: str, instructions: int) -> float:
         machine = bare_machine(engine, code)
         machine.context.record.budget = instructions
         start = time.perf_counter()
-        engine.run(machine.context, machine.view)
+        run(engine, machine.context, machine.view)
         seconds.append(time.perf_counter() - start)
     return instructions / statistics.median(seconds) / 1e6
 

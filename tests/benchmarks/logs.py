@@ -10,9 +10,10 @@ from pathlib import Path
 from rich.table import Table
 
 from vmmd.isa.assembler import assemble
+from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
 from vmmd.kvm.vcpu import Vcpu
-from vmmd.kvm.vm import Limits, Vm
+from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
 from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES
 

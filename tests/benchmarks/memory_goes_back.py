@@ -22,8 +22,9 @@ from tests.kvm.guest import errno_of, progress, until
 from tests.selftests.guest import add_memory, lines, load, served
 from tests.selftests.old_places import POISON, POISON_HALF, POISON_PAGE, POISONED, look_at
 from vmmd.kvm.exits import HypercallExit, MmioExit
+from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
-from vmmd.kvm.vm import Limits, Vm
+from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
 from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES
 

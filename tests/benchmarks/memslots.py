@@ -11,8 +11,9 @@ from pathlib import Path
 from rich.table import Table
 
 from tests.benchmarks.kernel import ask_kernel
+from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
-from vmmd.kvm.vm import Limits, Vm
+from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
 
 COUNTS = (100, 32_700)

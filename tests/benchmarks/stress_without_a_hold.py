@@ -18,8 +18,9 @@ from rich.table import Table
 
 from tests.selftests.old_places import VCPUS, code_replaced, moved, replaced, slid
 from tests.selftests.unnoticed import dirty_bits, unrelated
+from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
-from vmmd.kvm.vm import Limits, Vm
+from vmmd.kvm.vm import Vm
 
 CHANGES = 100_000
 LIMITS = Limits(guest_memory_bytes=1 << 30, vms=8, vcpus_per_vm=8)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from vmmd.api.isa import Line
 from vmmd.api.methods import METHODS
 from vmmd_client import Client, MemFlag, Memslot, SlotTable, Vm, calls
 
@@ -24,6 +25,13 @@ CASES: list[tuple[str, Ask, dict[str, Any], Any, Any]] = [
         {"source": "nop", "origin": 0x1000},
         {"code": "EwAAAA==", "symbols": {}},
         b"\x13\0\0\0",
+    ),
+    (
+        "isa.disassemble",
+        lambda c, vm: c.isa.disassemble(b"\x13\0\0\0", 0x1000),
+        {"code": "EwAAAA==", "origin": 0x1000},
+        [{"address": "0x1000", "word": "0x13", "text": "nop"}],
+        [Line(address=0x1000, word=0x13, text="nop")],
     ),
     (
         "vm.map_host_memory",
@@ -98,6 +106,13 @@ CASES: list[tuple[str, Ask, dict[str, Any], Any, Any]] = [
     ("vm.start", lambda c, vm: vm.start("ones"), {"vm": "1", "mmio": "ones"}, None, None),
     ("vm.stop", lambda c, vm: vm.stop(), {"vm": "1"}, None, None),
     (
+        "vm.load_elf",
+        lambda c, vm: _entry_and_symbols(vm.load_elf(b"\x7fELF", 2, hold="h")),
+        {"vm": "1", "data": "f0VMRg==", "vcpu": 2, **HOLD},
+        {"entry": "0x1000", "symbols": {"main": "0xffffffffffffffff"}},
+        (0x1000, {"main": (1 << 64) - 1}),
+    ),
+    (
         "vcpu.set_regs",
         lambda c, vm: vm.vcpu(2).set_regs({"pc": 4}),
         {"vm": "1", "vcpu": 2, "regs": {"pc": 4}},
@@ -113,6 +128,11 @@ CASES: list[tuple[str, Ask, dict[str, Any], Any, Any]] = [
         None,
     ),
 ]
+
+
+async def _entry_and_symbols(loaded: Awaitable[Any]) -> tuple[int, dict[str, int]]:
+    result = await loaded
+    return result.entry, result.symbols
 
 
 async def _code(assembled: Awaitable[Any]) -> bytes:

@@ -28,8 +28,8 @@ from tests.conformance.live import Found, Live, MakeSubject
 from tests.conformance.oracle import ask_kernel
 from tests.conformance.subjects import in_process, over_rpc
 from vmmd.isa.engine import ENGINES
+from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
-from vmmd.kvm.vm import Limits
 from vmmd_client import connect
 from vmmd_client.local_daemon import local_daemon
 

@@ -21,6 +21,7 @@ from tests.conformance.kernel import Kvm, Memory, errno_name, ioctl, must
 from tests.conformance.recording import Answer, Operation, Sequence
 from tests.conformance.replay import CODE_GPA, CODE_SIZE, CODE_SLOT, MMIO_BYTE, U64, padded_bitmap
 from vmmd.memory.dirty import bitmap_bytes
+from vmmd.memory.ring import ENTRY, KVM_DIRTY_GFN_F_DIRTY, KVM_DIRTY_GFN_F_RESET
 
 _TABLES_GPA = CODE_GPA + x86_guest.PAGE_SIZE
 _TASK_GPA = CODE_GPA + CODE_SIZE - x86_guest.PAGE_SIZE
@@ -40,7 +41,11 @@ _OUT = 1
 
 
 class Oracle:
-    """One sequence under way. `windows` are the gpas that its guest may touch."""
+    """One sequence under way. `windows` are the gpas that its guest may touch.
+
+    Attributes:
+        early: the answers to the sequence's "early" operations, asked before there are the guest's code and its vCPU.
+    """
 
     def __init__(self, kvm: Kvm, windows: Iterable[range], sequence: Sequence) -> None:
         self._slot_pages: dict[int, int] = {}
@@ -51,11 +56,16 @@ class Oracle:
             }
             code = opened.enter_context(closing(Memory(CODE_SIZE)))
             self._vm = opened.enter_context(kvm.create_vm())
+            self._ring_bytes = self._harvested = 0
+            self.early = [self._ask(operation) for operation in sequence.get("early", ())]
             self._place_guest(code, windows)
             self._vcpu = self._vm.create_vcpu(0)
             opened.callback(os.close, self._vcpu)
             self._run = opened.enter_context(mmap.mmap(self._vcpu, kvm.vcpu_mmap_size()))
             self._set_up_vcpu(kvm.supported_cpuid())
+            if self._ring_bytes:
+                offset = kernel.KVM_DIRTY_LOG_PAGE_OFFSET * mmap.PAGESIZE
+                self._ring = opened.enter_context(mmap.mmap(self._vcpu, self._ring_bytes, offset=offset))
             self._opened = opened.pop_all()
 
     def close(self) -> None:
@@ -64,6 +74,9 @@ class Oracle:
 
     async def do(self, operation: Operation) -> Answer:
         """Ask the kernel one operation; nothing is waited for that takes an event loop."""
+        return self._ask(operation)
+
+    def _ask(self, operation: Operation) -> Answer:
         ask: Callable[[Operation], Answer] = getattr(self, f"_{operation['op']}")
         return ask(operation)
 
@@ -96,8 +109,27 @@ class Oracle:
         return {"errno": errno_name(result)}
 
     def _enable_cap(self, op: Operation) -> Answer:
-        argument = struct.pack("<II4Q64x", kernel.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 0, op["arg"], 0, 0, 0)
-        return {"errno": errno_name(self._vm.ioctl(kernel.KVM_ENABLE_CAP, argument))}
+        argument = struct.pack("<II4Q64x", kernel.ENABLED_CAPS[op["cap"]], 0, op["arg"], 0, 0, 0)
+        result = self._vm.ioctl(kernel.KVM_ENABLE_CAP, argument)
+        if result == 0 and op["cap"] == "KVM_CAP_DIRTY_LOG_RING":
+            self._ring_bytes = op["arg"] & 0xFFFF_FFFF
+        return {"errno": errno_name(result)}
+
+    def _harvest(self, _op: Operation) -> Answer:
+        entries = []
+        while self._ring_bytes:
+            at = self._harvested * ENTRY.size % self._ring_bytes
+            flags, slot, page = ENTRY.unpack_from(self._ring, at)
+            if flags != KVM_DIRTY_GFN_F_DIRTY:
+                break
+            ENTRY.pack_into(self._ring, at, KVM_DIRTY_GFN_F_RESET, slot, page)
+            self._harvested += 1
+            entries.append((slot, page))
+        return {"entries": entries}
+
+    def _reset_dirty_rings(self, _op: Operation) -> Answer:
+        result = self._vm.ioctl(kernel.KVM_RESET_DIRTY_RINGS)
+        return {"errno": errno_name(result), "count": max(result, 0)}
 
     def _get_dirty_log(self, op: Operation) -> Answer:
         # The kernel writes as much as the slot needs, so the room is measured by the slot and not by the operation.

@@ -78,9 +78,17 @@ class Replay:
 
     async def begin(self, sequence: Sequence) -> None:
         """Map the sequence's host memory, and put the guest in its place."""
+        await self.map_host(sequence)
+        await self.place_guest()
+
+    async def map_host(self, sequence: Sequence) -> None:
+        """Map the sequence's host memory."""
         self._host = dict.fromkeys(sequence.get("holes", {}), HOLE_ADDRESS)
         for name, size in sequence["host"].items():
             self._host[name] = await self._subject.map_host_memory(size)
+
+    async def place_guest(self) -> None:
+        """Map the guest's code, and make a slot of it."""
         code = await self._subject.map_host_memory(CODE_SIZE)
         await self._subject.write_host_memory(code, _CODE)
         await self._subject.set_user_memory_region(CODE_SLOT, 0, CODE_GPA, CODE_SIZE, code)

@@ -37,7 +37,7 @@ def bare_machine(engine: Engine, code: bytes, at: int = 0, regions: tuple[Region
         )
         memslots, _ = memslots.with_change(placed, lambda npages: _log(npages, engine))
     view = View(memslots, host)
-    context = Context(ctypes.c_uint64(view.number))
+    context = Context(ctypes.c_uint64(view.number), 0, lambda: 0)
     context.take_view(view)
     write_guest(view, at, code)
     context.record.pc = at

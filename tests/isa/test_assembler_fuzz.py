@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from vmmd.isa.assembler import Assembly, AssemblyError, assemble
 from vmmd.isa.assembler.operands import REGISTER_NUMBERS
 from vmmd.isa.assembler.pseudo import PSEUDO
+from vmmd.isa.csrs import CSR_NUMBERS
 from vmmd.isa.encoding import sign_extend
 from vmmd.isa.instructions import BY_NAME
 
@@ -14,6 +15,7 @@ WORDS = [
     *sorted(PSEUDO),
     "li",
     *sorted(REGISTER_NUMBERS),
+    *sorted(CSR_NUMBERS),
     *[
         ".byte",
         ".half",
@@ -112,7 +114,9 @@ tight_soups = st.lists(st.sampled_from(WORDS), max_size=40).map("".join)
 lines = st.tuples(
     st.sampled_from([*sorted(BY_NAME), *sorted(PSEUDO), "li", ".word", ".zero", ".align", ".org", ".equ", "a:", "1:"]),
     st.lists(
-        st.sampled_from([*sorted(REGISTER_NUMBERS)[:8], "a", "b", "1f", "1b", "5", ". + 8", "8(sp)", "a - b"]),
+        st.sampled_from(
+            [*sorted(REGISTER_NUMBERS)[:8], "a", "b", "1f", "1b", "5", "mie", "4096", ". + 8", "8(sp)", "a - b"]
+        ),
         max_size=4,
     ),
 ).map(lambda line: f"{line[0]} {', '.join(line[1])}")

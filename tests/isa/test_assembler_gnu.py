@@ -14,6 +14,8 @@ import pytest
 
 from tests.isa.test_assembler_encodings import ENCODINGS, ORIGIN
 from vmmd.isa.assembler import assemble
+from vmmd.isa.assembler.pseudo import PSEUDO
+from vmmd.isa.csrs import CSR_NUMBERS
 from vmmd.isa.encoding import REGISTERS, Format
 from vmmd.isa.instructions import INSTRUCTIONS
 
@@ -103,6 +105,14 @@ def _atomic(registers: int) -> Callable[[random.Random], str]:
     return lambda chance: f"{names(chance)}, ({chance.choice(REGISTERS)})"
 
 
+def some_csr(chance: random.Random) -> str:
+    return chance.choice([chance.choice(list(CSR_NUMBERS)), some_number(chance, 0, 4095)])
+
+
+def _csr(source: Callable[[random.Random], str]) -> Callable[[random.Random], str]:
+    return lambda chance: f"{some_register(chance)}, {some_csr(chance)}, {source(chance)}"
+
+
 OPERANDS: dict[Format, Callable[[random.Random], str]] = {
     Format.R: _registers(3),
     Format.I: _value(2, -2048, 2047),
@@ -120,6 +130,8 @@ OPERANDS: dict[Format, Callable[[random.Random], str]] = {
     Format.LR: _atomic(1),
     Format.PORT_IN: _address,
     Format.PORT_OUT: _address,
+    Format.CSR: _csr(some_register),
+    Format.CSR_IMMEDIATE: _csr(lambda chance: some_number(chance, 0, 31)),
 }
 """Random operands of each format; a format that is new in the table of instructions wants a line here."""
 
@@ -145,13 +157,17 @@ PSEUDO_OPERANDS = {
     "rt": "beqz bnez blez bgez bltz bgtz jal call la lla lb lh lw ld lbu lhu lwu jump",
     "rrt": "bgt ble bgtu bleu",
     "t": "j jal call tail",
-    "r": "jr jalr",
+    "r": "jr jalr rdcycle rdtime rdinstret",
     "rri": "add addw and or xor slt sltu jalr",
     "rrs": "sll srl sra sllw srlw sraw",
     "rtr": "sb sh sw sd",
     "m": "jr jalr",
+    "rc": "csrr",
+    "cr": "csrw csrs csrc",
+    "cs": "csrw csrs csrc csrwi csrsi csrci",
+    "rcs": "csrrw csrrs csrrc",
 }
-"""Pseudo-instructions by what they take: registers, targets, immediates, shifts and addresses."""
+"""Pseudo-instructions by what they take: registers, targets, immediates, shifts, addresses and CSRs."""
 
 
 def _pseudo_lines(chance: random.Random, count: int) -> list[str]:
@@ -161,6 +177,7 @@ def _pseudo_lines(chance: random.Random, count: int) -> list[str]:
         "i": lambda: some_number(chance, -2048, 2047),
         "s": lambda: some_number(chance, 0, 31),
         "m": lambda: _address(chance).split(", ", 1)[1],
+        "c": lambda: chance.choice([some_csr(chance), "known", "known + 1", "pmpaddr0"]),
     }
     lines = []
     for takes, names in PSEUDO_OPERANDS.items():
@@ -176,7 +193,13 @@ def _pseudo_lines(chance: random.Random, count: int) -> list[str]:
 @pytest.mark.parametrize("seed", range(5))
 def test_every_pseudo_instruction_is_made_of_what_gnu_as_makes_it_of(gnu: Gnu, seed: int) -> None:
     lines = _pseudo_lines(random.Random(seed), count=6)
-    assert_equal(gnu, "before: nop\n" + "\n".join(lines) + "\nafter: nop\n")
+    # A name that is both a CSR's to GNU as and a constant to us says the same to both.
+    constants = ".equ known, 0x7c0\n.equ pmpaddr0, 0x3b0\n"
+    assert_equal(gnu, f"{constants}before: nop\n" + "\n".join(lines) + "\nafter: nop\n")
+
+
+def test_every_pseudo_instruction_of_the_table_is_compared() -> None:
+    assert {*PSEUDO} - {name for names in PSEUDO_OPERANDS.values() for name in names.split()} == set()
 
 
 @pytest.mark.parametrize("seed", range(4))

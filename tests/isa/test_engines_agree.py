@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.isa.machine import HOST_BYTES, BareMachine, bare_machine
+from tests.isa.turns import run
 from vmmd.isa.encoding import IMMEDIATES, RD_AT, RS1_AT, RS2_AT, Format
 from vmmd.isa.engine import CompiledEngine, Engine, EvaluatedEngine
 from vmmd.isa.evaluate import Pending
@@ -71,7 +72,7 @@ def play(engine: Engine, seed: int) -> list[Any]:
     pending: Pending | None = None
     for _ in range(60):
         record.budget = draw.randrange(1, 200)
-        ran = engine.run(machine.context, machine.view, pending)
+        ran = run(engine, machine.context, machine.view, pending)
         pending = ran if isinstance(ran, Pending) else None
         if pending is not None:
             seen.append((pending.outcome, pending.piece))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from vmmd.isa.engine import ContextGroup, EvaluatedEngine
+from vmmd.kvm.limits import Limits
 from vmmd.kvm.scheduler import Scheduler
-from vmmd.kvm.vm import Limits, Vm
+from vmmd.kvm.vm import Vm
 from vmmd.memory.host import Ledger
 
 

@@ -20,15 +20,24 @@ ABI_NAMES = [
 ]
 
 
+CSRS = [
+    *("mstatus", "mie", "mtvec", "mscratch", "mepc", "mcause", "mtval", "mip"),
+    *("cycle", "instret", "mhartid"),
+]
+
+
 async def test_a_new_vcpus_registers_are_all_zero(vm: Vm) -> None:
     vcpu = await vm.create_vcpu(0)
-    assert await vcpu.get_regs() == dict.fromkeys(["pc", *(f"x{index}" for index in range(32))], 0)
+    regs = await vcpu.get_regs()
+    assert regs.pop("time") > 0
+    assert regs == dict.fromkeys(["pc", *(f"x{index}" for index in range(32)), *CSRS], 0)
 
 
 async def test_every_abi_name_is_its_number(vm: Vm) -> None:
     vcpu = await vm.create_vcpu(0)
     await vcpu.set_regs({name: index for index, name in enumerate(ABI_NAMES)})
-    assert await vcpu.get_regs() == {"pc": 0} | {f"x{index}": index for index in range(32)}
+    regs = await vcpu.get_regs()
+    assert [regs[f"x{index}"] for index in range(32)] == list(range(32))
     await vcpu.set_regs({"fp": U64})
     assert (await vcpu.get_regs())["x8"] == U64
 
@@ -51,6 +60,11 @@ async def test_only_those_that_are_named_are_set(vm: Vm) -> None:
         ({"x1": 9, "x0": 1}, "x0 is always 0 and cannot become 0x1"),
         ({"x1": 9, "pc": -1}, "pc = -1 is no unsigned 64-bit number"),
         ({"x1": 9, "a0": U64 + 1}, "a0 = 18446744073709551616 is no unsigned 64-bit number"),
+        ({"x1": 9, "mhartid": 1}, "mhartid is read-only"),
+        ({"x1": 9, "instret": 0}, "instret is read-only"),
+        ({"x1": 9, "mtvec": 0x1001}, "mtvec = 0x1001: of its bits only 0xfffffffffffffffc can be set"),
+        ({"x1": 9, "mstatus": 1}, "mstatus = 0x1: of its bits only 0x88 can be set"),
+        ({"x1": 9, "mip": 1}, "mip = 0x1: of its bits only 0x888 can be set"),
     ],
 )
 async def test_registers_that_cannot_be_set_are_einval_and_none_is_set(vm: Vm, regs: dict[str, Any], said: str) -> None:
@@ -59,7 +73,25 @@ async def test_registers_that_cannot_be_set_are_einval_and_none_is_set(vm: Vm, r
         await vcpu.set_regs(regs)
     assert wrong.value.ioctl == "KVM_SET_REGS"
     assert said in wrong.value.message
-    assert set((await vcpu.get_regs()).values()) == {0}
+    assert not any(value for name, value in (await vcpu.get_regs()).items() if name != "time")
+
+
+async def test_control_and_status_registers_are_set_and_read_by_their_names(vm: Vm) -> None:
+    vcpu = await vm.create_vcpu(3)
+    values = {
+        "mstatus": 0x88,
+        "mie": 0x888,
+        "mtvec": 0x1000,
+        "mscratch": U64,
+        "mepc": 0x2004,
+        "mcause": 1 << 63 | 7,
+        "mtval": 5,
+        "mip": 0x80,
+    }
+    await vcpu.set_regs(values)
+    regs = await vcpu.get_regs()
+    assert {name: regs[name] for name in values} == values
+    assert regs["mhartid"] == 3
 
 
 async def test_x0_may_be_set_to_zero(vm: Vm) -> None:

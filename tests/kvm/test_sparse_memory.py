@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
+import time
+
+import pytest
 
 from tests.kvm.guest import CODE, boot, refusal, vcpu_at
 from vmmd.kvm.exits import HltExit
+from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
 from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import MAX_SLOT_PAGES, PAGE_SIZE
@@ -86,3 +91,64 @@ async def test_the_log_of_the_largest_slot_is_fetched_in_parts(vm: Vm) -> None:
     first = (1 << 40) // PAGE_SIZE
     part = await vm.get_dirty_log(1, first_page=first, num_pages=64)
     assert int.from_bytes(part, "little") == 0b111
+
+
+async def test_half_of_the_largest_mapping_is_unmapped_while_others_are_served(system: System, vm: Vm) -> None:
+    sparse = await with_largest_slot(vm)
+    before = system.guest_memory_bytes
+    for page in (0, 1 << 20, (1 << 26) - 1, 1 << 26):
+        await vm.write_host_memory(sparse + page * PAGE_SIZE, b"x")
+    start = time.perf_counter()
+    await vm.unmap_host_memory(sparse + PAGE_SIZE, (1 << 38) - PAGE_SIZE)
+    # A look at each page took half a minute.
+    assert time.perf_counter() - start < 1
+    assert system.guest_memory_bytes - before == 2 * PAGE_SIZE
+    assert await vm.read_host_memory(sparse, 1) == b"x"
+    assert await vm.read_host_memory(sparse + (1 << 38), 1) == b"x"
+
+
+async def test_a_refused_write_charges_nothing(system: System, vm: Vm) -> None:
+    sparse = await vm.map_host_memory(1 << 20, sparse=True)
+    await vm.set_user_memory_region(0, 0, 0, 1 << 20, sparse)
+    other = await vm.map_host_memory(1 << 30, sparse=True)
+    await vm.set_user_memory_region(1, 0, 1 << 20, 1 << 30, other)
+    with refusal(errno.EFAULT):
+        await vm.write_guest_memory((1 << 30) + (1 << 19), bytes(1 << 20))
+    with refusal(errno.EFAULT):
+        await vm.write_host_memory(sparse + (1 << 19), bytes(1 << 20))
+    # The limit of this system is 64 MiB.
+    with refusal(errno.ENOMEM) as refused:
+        await vm.write_guest_memory(0, bytes(65 << 20))
+    assert "limits.guest_memory_bytes" in refused.value.message
+    assert system.guest_memory_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("all_vms", "one_vm", "setting"),
+    [
+        (LARGEST + PAGE_SIZE, 1 << 45, "limits.sparse_mapping_bytes)"),
+        (1 << 45, LARGEST + PAGE_SIZE, "limits.sparse_mapping_bytes_per_vm)"),
+    ],
+)
+async def test_sparse_mappings_are_bounded_by_their_sizes_and_the_refusal_names_the_setting(
+    all_vms: int, one_vm: int, setting: str
+) -> None:
+    limits = Limits(1 << 24, vms=2, vcpus_per_vm=1, sparse_mapping_bytes=all_vms, sparse_mapping_bytes_per_vm=one_vm)
+    system = System(engine="evaluated", cache_dir=None, workers=1, limits=limits)
+    first, second = system.create_vm(), system.create_vm()
+    largest = await first.map_host_memory(LARGEST, sparse=True)
+    await first.map_host_memory(PAGE_SIZE, sparse=True)
+    with refusal(errno.ENOMEM) as refused:
+        await first.map_host_memory(PAGE_SIZE, sparse=True)
+    assert setting in refused.value.message
+    # Addresses are taken until the last page of a mapping goes.
+    await first.unmap_host_memory(largest, LARGEST - PAGE_SIZE)
+    with refusal(errno.ENOMEM):
+        await first.map_host_memory(PAGE_SIZE, sparse=True)
+    assert await second.map_host_memory(PAGE_SIZE)
+    del refused
+    await system.destroy_vm(first.id)
+    # The refusals' frames still hold the first VM.
+    gc.collect()
+    assert await second.map_host_memory(LARGEST, sparse=True)
+    await system.close()

@@ -8,7 +8,7 @@ import errno
 import pytest
 
 from tests.kvm.guest import CODE, DATA, HOLE, SPIN, STORE_FOREVER, boot, errno_of, progress, refusal, until, vcpu_at
-from vmmd.kvm.exits import HltExit
+from vmmd.kvm.exits import ShutdownExit
 from vmmd.kvm.system import System
 from vmmd.machine.machine import Machine, Machines, MachineState
 from vmmd.machine.run_loop import StrayPolicy
@@ -132,14 +132,14 @@ async def test_a_stopped_vcpu_goes_on_where_it_was(machine: Machine) -> None:
 
 
 async def test_what_ended_loops_is_kept_until_the_next_start(machine: Machine) -> None:
-    await boot(machine.vm, "wfi\n wfi")
+    await boot(machine.vm, "ebreak\n ebreak")
     vcpu = await vcpu_at(machine.vm)
     machine.start()
     await until(lambda: 0 in machine.ended)
     with refusal(errno.EBUSY):
         machine.start()
     await machine.stop()
-    assert machine.ended[0] == HltExit()
+    assert isinstance(machine.ended[0], ShutdownExit)
     assert state(machine) is MachineState.STOPPED
     await vcpu.set_regs({"pc": CODE + 4})
     machine.start()
@@ -199,7 +199,7 @@ async def test_closing_destroys_every_machine(system: System, machines: Machines
 
 async def test_two_machines_have_consoles_and_loops_of_their_own(machines: Machines) -> None:
     one, other = machines.create(), machines.create()
-    await boot(one.vm, "outb a1, 0(a0)\n wfi")
+    await boot(one.vm, "outb a1, 0(a0)\n ebreak")
     await vcpu_at(one.vm, a0=0x3F8, a1=ord("1"))
     await spinning(other, 1)
     one.start()

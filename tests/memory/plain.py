@@ -22,6 +22,13 @@ class PlainWords:
         word.value |= bits
         return before
 
+    def compare_exchange(self, address: int, size: int, expected: int, new: int) -> int:
+        number = (ctypes.c_uint32 if size == 4 else ctypes.c_uint64).from_address(address)
+        before = int(number.value)
+        if before == expected:
+            number.value = new
+        return before
+
     def exchange(self, address: int, count: int) -> bytes:
         taken = ctypes.string_at(address, count * 8)
         ctypes.memset(address, 0, count * 8)

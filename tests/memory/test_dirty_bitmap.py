@@ -6,6 +6,7 @@ import pytest
 
 from tests.memory.plain import PlainWords
 from vmmd.memory.dirty import DirtyBitmap, bitmap_bytes
+from vmmd.memory.host import Ledger
 from vmmd.memory.limits import PAGE_SIZE
 
 LARGE = (1 << 19) + 65
@@ -113,6 +114,40 @@ def test_clear_clears_what_is_set_in_both_and_says_which() -> None:
     gone = log.clear(64, bits(0, 2, 36, npages=64))
     assert gone == bits(0, 36, npages=64)
     assert log.snapshot() == bits(0, 65, npages=130)
+
+
+class WatchedWords(PlainWords):
+    """Words that remember where bits were cleared."""
+
+    def __init__(self) -> None:
+        self.cleared: list[int] = []
+
+    def clear(self, address: int, masks: bytes) -> bytes:
+        self.cleared.append(address)
+        return super().clear(address, masks)
+
+
+@pytest.mark.parametrize("page", [2, 63, 64, 1000, (1 << 64) - 1])
+def test_a_page_that_is_not_there_is_unmarked_without_touching_any_word(page: int) -> None:
+    words = WatchedWords()
+    log = DirtyBitmap(2, words)
+    log.unmark(page)
+    assert words.cleared == []
+    log.mark(0, 2 * PAGE_SIZE)
+    log.unmark(1)
+    assert words.cleared == [log.address]
+    assert log.snapshot() == bits(0, npages=2)
+
+
+def test_a_twin_has_as_many_pages_none_of_them_marked_and_is_charged_like_it() -> None:
+    account = Ledger(1 << 20)
+    log = DirtyBitmap(130, PlainWords(), account, initially_set=True)
+    cost = account.used_bytes
+    twin = log.empty_twin()
+    assert (twin.npages, twin.snapshot()) == (130, bytes(24))
+    assert account.used_bytes == 2 * cost
+    twin.mark(0, 1)
+    assert log.snapshot() == bits(*range(130), npages=130)
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 8, 9])

@@ -6,9 +6,10 @@ import random
 
 import pytest
 
+from tests.memory.plain import pages, table
 from vmmd.memory import access
 from vmmd.memory.errors import Refused
-from vmmd.memory.host import HostSpace, Ledger
+from vmmd.memory.host import PIECE_RECORD, HostSpace, Ledger, touch
 from vmmd.memory.limits import PAGE_SIZE, USERSPACE_END
 from vmmd.memory.memslots import Memslots
 from vmmd.memory.view import View
@@ -221,3 +222,113 @@ def test_what_the_host_cannot_give_is_enomem_and_is_not_charged() -> None:
     with pytest.raises(Refused, match="ENOMEM: the host has no"):
         HostSpace().with_mapping((1 << 47) - (1 << 37), account)
     assert account.used_bytes == 0
+
+
+def test_the_packed_records_follow_every_map_and_unmap() -> None:
+    rng = random.Random(6)
+    account = ledger()
+    host = HostSpace()
+    for _ in range(200):
+        if rng.random() < 0.5 or not host.pieces:
+            host, _ = host.with_mapping(rng.randrange(1, 1200) * PAGE_SIZE, account, sparse=rng.random() < 0.3)
+        else:
+            start = rng.choice(host.pieces).userspace_addr + rng.randrange(-3, 4) * PAGE_SIZE
+            host, _ = host.without(start, rng.choice([1, 2, 3000]) * PAGE_SIZE)
+        packed = list(PIECE_RECORD.iter_unpack(host.records))
+        assert packed == [
+            (piece.userspace_addr, piece.size, piece.host_address, piece.mapping.touched, piece.offset)
+            for piece in host.pieces
+        ]
+
+
+def lowest_place(host: HostSpace, size: int) -> int:
+    """Where a mapping goes, by a look at every gap: the first 2 MiB border with room and a free page on either side."""
+    at = HostSpace().with_mapping(PAGE_SIZE, ledger())[1]
+    for piece in host.pieces:
+        if at + size < piece.userspace_addr:
+            break
+        at = piece.end + 2 * MIB & -2 * MIB
+    return at
+
+
+def test_a_mapping_goes_to_the_lowest_gap_that_holds_it_whatever_was_unmapped_before() -> None:
+    rng = random.Random(8)
+    account = ledger()
+    host = HostSpace()
+    for _ in range(600):
+        if rng.random() < 0.6 or not host.pieces:
+            size = rng.choice([1, 1, 2, 511, 512, 513, 2000]) * PAGE_SIZE
+            place = lowest_place(host, size)
+            host, at = host.with_mapping(size, account)
+            assert at == place
+        else:
+            piece = rng.choice(host.pieces)
+            start = piece.userspace_addr + rng.randrange(piece.size // PAGE_SIZE) * PAGE_SIZE
+            host, _ = host.without(start, rng.choice([1, 600, 5000]) * PAGE_SIZE)
+
+
+@pytest.mark.usefixtures("reference_counts_alone")
+def test_a_sparse_mapping_takes_addresses_until_the_last_of_it_goes_and_an_ordinary_one_none() -> None:
+    addresses = Ledger(8 * MIB, setting="limits.so_many")
+    account = Ledger(64 * MIB, addresses=addresses)
+    host, first = HostSpace().with_mapping(6 * MIB, account, sparse=True)
+    host, _ = host.with_mapping(16 * MIB, account)
+    assert (addresses.used_bytes, account.used_bytes) == (6 * MIB, 16 * MIB)
+    with pytest.raises(Refused, match=r"ENOMEM: .* the limit of 8388608 bytes \(limits.so_many\)"):
+        HostSpace().with_mapping(3 * MIB, account, sparse=True)
+    assert (addresses.used_bytes, account.used_bytes) == (6 * MIB, 16 * MIB)
+    host, _ = host.without(first, 5 * MIB)
+    assert addresses.used_bytes == 6 * MIB
+    host, gone = host.without(first, 6 * MIB)
+    del gone, _
+    assert addresses.used_bytes == 0
+
+
+def sparse_pieces(account: Ledger, *sizes: int) -> tuple[HostSpace, list[int]]:
+    host, addresses = HostSpace(), []
+    for size in sizes:
+        host, address = host.with_mapping(size, account, sparse=True)
+        addresses.append(address)
+    return host, addresses
+
+
+def test_pages_of_several_mappings_are_charged_all_or_none() -> None:
+    account = Ledger(16 * MIB)
+    host, (first, second) = sparse_pieces(account, 12 * MIB, 12 * MIB)
+    one, two = host.find(first), host.find(second)
+    assert one is not None
+    assert two is not None
+    with pytest.raises(Refused, match="ENOMEM"):
+        touch([(one, 0, 12 * MIB), (two, 0, 8 * MIB)])
+    assert account.used_bytes == 0
+    # What is asked for twice is charged once, so this is the limit to the byte.
+    touch([(one, 0, 12 * MIB), (two, 0, 4 * MIB), (one, 5, 1), (two, 3 * MIB, MIB)])
+    assert account.used_bytes == 16 * MIB
+
+
+def test_a_host_write_that_leaves_the_mapping_charges_nothing() -> None:
+    account = ledger()
+    host, (address,) = sparse_pieces(account, 4 * PAGE_SIZE)
+    with pytest.raises(Refused, match="EFAULT"):
+        access.write_host(view_of(host), address, bytes(5 * PAGE_SIZE))
+    assert account.used_bytes == 0
+
+
+def test_a_guest_write_that_leaves_its_slots_charges_nothing() -> None:
+    account = ledger()
+    host, (address,) = sparse_pieces(account, 4 * PAGE_SIZE)
+    view = View(table(pages(0, 0, 4, hva=address)), host)
+    with pytest.raises(Refused, match="EFAULT"):
+        access.write_guest(view, PAGE_SIZE, bytes(4 * PAGE_SIZE))
+    assert account.used_bytes == 0
+
+
+def test_a_guest_write_over_two_mappings_that_passes_the_limit_charges_nothing() -> None:
+    account = Ledger(6 * PAGE_SIZE)
+    host, (first, second) = sparse_pieces(account, 4 * PAGE_SIZE, 4 * PAGE_SIZE)
+    view = View(table(pages(0, 0, 4, hva=first), pages(1, 4, 4, hva=second)), host)
+    with pytest.raises(Refused, match="ENOMEM"):
+        access.write_guest(view, 0, bytes(8 * PAGE_SIZE))
+    assert account.used_bytes == 0
+    access.write_guest(view, 0, bytes(6 * PAGE_SIZE))
+    assert account.used_bytes == 6 * PAGE_SIZE

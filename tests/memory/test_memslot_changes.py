@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.memory.plain import HVA, change, contents, gone, pages, table
+from tests.memory.plain import HVA, PlainWords, change, contents, gone, packed_slots, pages, table
+from vmmd.memory.dirty import DirtyBitmap, DirtyLog
 from vmmd.memory.errors import Refused
 from vmmd.memory.memslots import Change, Memslots
 from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES, Region
@@ -160,3 +161,50 @@ def test_a_rollback_publishes_the_same_slots_at_another_generation() -> None:
     after = before.renumbered(40)
     assert after.generation == 40
     assert contents(after)[1:] == contents(before)[1:]
+
+
+def with_logs(memslots: Memslots) -> dict[int, DirtyLog]:
+    return {slot.slot: slot.dirty for slot in memslots if slot.dirty is not None}
+
+
+def ring_log(npages: int) -> DirtyLog:
+    """The log of a slot where bitmaps stand beside rings: its marks are apart from them."""
+    return DirtyLog(DirtyBitmap(npages, PlainWords()), DirtyBitmap(npages, PlainWords()))
+
+
+def test_with_rings_a_moved_slots_pages_are_in_no_ring_and_its_bitmap_goes_with_it() -> None:
+    before, _ = Memslots().with_change(LOGGED, ring_log)
+    log = with_logs(before)[1]
+    mark(before, 1, 3)
+    assert log.bitmap is not None
+    log.bitmap.mark(5 << 12, 1)
+    after, kind = before.with_change(replace(LOGGED, guest_phys_addr=0x100_0000), ring_log)
+    assert kind is Change.MOVE
+    assert dirty_pages(after, 1) == set()
+    assert dirty_pages(before, 1) == {3}
+    assert with_logs(after)[1].bitmap is log.bitmap
+
+
+def test_with_rings_another_slots_move_leaves_marks_as_they_are() -> None:
+    before, _ = Memslots().with_change(LOGGED, ring_log)
+    before, _ = before.with_change(RAM, ring_log)
+    mark(before, 1, 3)
+    after, _ = before.with_change(replace(RAM, guest_phys_addr=0x100_0000), ring_log)
+    assert dirty_pages(after, 1) == {3}
+
+
+def test_when_rings_alone_take_note_every_logged_slot_begins_unmarked_and_nothing_else_is_different() -> None:
+    regions = [pages(slot, slot * 8, 4, flags=slot % 3 and KVM_MEM_LOG_DIRTY_PAGES) for slot in range(300)]
+    before = table(*regions)
+    for slot in with_logs(before):
+        mark(before, slot, 2)
+    after = before.with_rings_alone()
+    assert after.generation == before.generation
+    assert [replace(slot, dirty=None).record[:32] for slot in after] == [slot.record[:32] for slot in before]
+    assert with_logs(after).keys() == with_logs(before).keys()
+    for slot, log in with_logs(after).items():
+        assert log.bitmap is None
+        assert (dirty_pages(before, slot), dirty_pages(after, slot)) == ({2}, set())
+    assert all(after.get(slot.slot) is slot for slot in after)
+    records = [record for chunk in packed_slots(after) for record in chunk]
+    assert [record[4] for record in records] == [slot.dirty.marks.address if slot.dirty else 0 for slot in after]

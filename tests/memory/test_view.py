@@ -8,11 +8,11 @@ import pytest
 
 from tests.memory.plain import change, gone, new_log, packed_slots, pages, table
 from vmmd.memory import access
-from vmmd.memory.host import HostSpace, Ledger
+from vmmd.memory.host import PIECE_RECORD, HostSpace, Ledger
 from vmmd.memory.limits import PAGE_SIZE
 from vmmd.memory.memslots import Memslots
 from vmmd.memory.region import Region
-from vmmd.memory.view import PIECE_RECORD, View
+from vmmd.memory.view import View
 
 
 def mapped(npages: int, account: Ledger | None = None) -> tuple[HostSpace, int]:
@@ -62,7 +62,7 @@ def test_an_old_view_still_has_its_old_slots_mappings_and_bytes() -> None:
     emptied, _ = change(memslots, gone(0))
     moved, _ = change(memslots, pages(0, 0x80, 2, hva=base))
     for memslots_after, host_after in ((emptied, host), (memslots, smaller), (moved, smaller)):
-        new = View(memslots_after, host_after, old)
+        new = View(memslots_after, host_after)
         assert new.number > old.number
         assert access.read_guest(old, 0, 3) == b"old"
         assert [slot.guest_phys_addr for slot in old.memslots] == [0]
@@ -81,7 +81,7 @@ def test_the_pieces_are_packed_for_lookups_in_order() -> None:
     assert view.pieces == 2
     records = list(PIECE_RECORD.iter_unpack(ctypes.string_at(view.pieces_address, view.pieces * PIECE_RECORD.size)))
     assert records == [(piece.userspace_addr, piece.size, piece.host_address, 0, piece.offset) for piece in host.pieces]
-    again = View(table(pages(0, 0, 1)), host, view)
+    again = View(table(pages(0, 0, 1)), host)
     assert again.pieces_address == view.pieces_address
 
 
@@ -93,6 +93,6 @@ def test_a_view_alone_keeps_its_mappings_and_lets_them_go() -> None:
     view = View(memslots, host)
     del host
     assert account.used_bytes == 4 * PAGE_SIZE
-    view = View(memslots, HostSpace(), view)
+    view = View(memslots, HostSpace())
     assert account.used_bytes == 0
     assert view.pieces == 0

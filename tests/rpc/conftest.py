@@ -7,8 +7,8 @@ import pytest
 
 from tests.rpc.wire import PAGE, REPLY_BYTES, Wire, set_region
 from vmmd.api.methods import METHODS
+from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
-from vmmd.kvm.vm import Limits
 from vmmd.machine.machine import Machines
 from vmmd.rpc.dispatch import Dispatcher, DispatchLimits
 from vmmd.rpc.handlers import About, Core, execute

@@ -81,6 +81,8 @@ async def test_a_vm_that_does_not_exist_is_ebadf_for_every_method(wire: Wire, me
         "length": 0,
         "slot": 0,
         "flags": 0,
+        "mp_state": "KVM_MP_STATE_RUNNABLE",
+        "control": 0,
         "first_page": 0,
         "num_pages": 0,
         "memory_size": 0,
@@ -201,6 +203,34 @@ async def test_a_dirty_log_that_does_not_fit_in_the_reply_keeps_its_bits(wire: W
     assert failed.value.data["errno"] == "E2BIG"
     part = await wire.call("vm.get_dirty_log", vm=vm, slot=5, first_page=0, num_pages=64)
     assert base64.b64decode(part["bitmap"]) == b"\x02" + bytes(7)
+
+
+async def test_the_kernels_refusal_of_a_log_comes_before_that_of_a_large_reply(
+    wire: Wire, vm: str, memory: str
+) -> None:
+    pages = REPLY_BYTES * 8
+    logged = {"flags": ["KVM_MEM_LOG_DIRTY_PAGES"]}
+    Wire.result(await wire.send(set_region(vm, 5, 1 << 30, pages * PAGE, memory)))
+    Wire.result(await wire.send(set_region(vm, 6, 1 << 40, pages * PAGE, memory, **logged)))
+    refusals = [
+        ({"slot": 5}, "ENOENT"),
+        ({"slot": 5, "first_page": 0, "num_pages": pages}, "ENOENT"),
+        ({"slot": 7, "first_page": 0, "num_pages": pages}, "ENOENT"),
+        ({"slot": 1 << 16, "first_page": 0, "num_pages": pages}, "EINVAL"),
+        ({"slot": 6, "first_page": 0, "num_pages": pages + 64}, "EINVAL"),
+        ({"slot": 6, "first_page": 1, "num_pages": pages}, "EINVAL"),
+        ({"slot": 6}, "E2BIG"),
+        ({"slot": 6, "first_page": 0, "num_pages": pages}, "E2BIG"),
+    ]
+    for params, error in refusals:
+        with pytest.raises(Failed) as failed:
+            await wire.call("vm.get_dirty_log", vm=vm, **params)
+        assert failed.value.data["errno"] == error, params
+    await wire.call("vm.enable_cap", vm=vm, cap="KVM_CAP_DIRTY_LOG_RING", args=[16384])
+    for params, _ in refusals:
+        with pytest.raises(Failed) as failed:
+            await wire.call("vm.get_dirty_log", vm=vm, **params)
+        assert failed.value.data["errno"] == "ENXIO", params
 
 
 async def test_the_console_is_read_on_from_where_the_last_read_ended(wire: Wire, vm: str, memory: str) -> None:

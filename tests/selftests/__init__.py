@@ -5,6 +5,7 @@
 | set_memory_region_test | test_set_memory_region |
 | memslot_modification_stress_test | test_memslot_modification |
 | dirty_log_test (plain and clear mode), clear_dirty_log_test | test_dirty_log_rounds |
+| dirty_log_test (ring mode) | tests/kvm/test_dirty_rings, whose last test is its rounds |
 | dirty_log_perf_test | test_dirty_log_phases |
 | memslot_perf_test | test_memslot_perf |
 

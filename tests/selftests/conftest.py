@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
-from vmmd.kvm.vm import Limits, Vm
+from vmmd.kvm.vm import Vm
 
 LIMITS = Limits(guest_memory_bytes=1 << 37, vms=16, vcpus_per_vm=8)
 

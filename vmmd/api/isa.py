@@ -1,4 +1,4 @@
-"""Models of the assembler."""
+"""Models of the assembler and the disassembler."""
 
 from pydantic import Field
 
@@ -6,6 +6,10 @@ from vmmd.api.types import Base64, Hex64, Params, Result, U64In
 
 MAX_SOURCE_CHARACTERS = 256 << 10
 """The longest source, in characters: a few seconds' work for the assembler."""
+
+
+MAX_CODE_BYTES = 256 << 10
+"""The most code that one call disassembles, in bytes."""
 
 
 class AssembleParams(Params):
@@ -23,3 +27,21 @@ class AssembleResult(Result):
 
     code: Base64 = Field(description="The bytes, base64.")
     symbols: dict[str, Hex64] = Field(description="Label to address.")
+
+
+class DisassembleParams(Params):
+    """What to disassemble, and where it lies."""
+
+    code: Base64 = Field(
+        max_length=MAX_CODE_BYTES,
+        description=f"The bytes, base64; at most {MAX_CODE_BYTES} (256 KiB), four of them an instruction.",
+    )
+    origin: U64In = Field(default=0, description="The guest physical address of the first byte.")
+
+
+class Line(Result):
+    """One instruction, or what is none."""
+
+    address: Hex64 = Field(description="Where it lies.")
+    word: Hex64 = Field(description="Its four bytes as a little-endian number; at the end, what bytes are left.")
+    text: str = Field(description="What isa.assemble makes these bytes of, at this address.")

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from vmmd.api.types import Base64, ChangeOptions, Count, Result, VmParams
+from vmmd.api.types import Base64, ChangeOptions, Count, GateOptions, Hex64, Result, VcpuId, VmParams
 
 
 class StartParams(VmParams, ChangeOptions):
@@ -18,6 +18,24 @@ class StartParams(VmParams, ChangeOptions):
 
 class StopParams(VmParams, ChangeOptions):
     """Which VM's run loops end."""
+
+
+class LoadElfParams(VmParams, GateOptions, ChangeOptions):
+    """Which executable to load, and which vCPU is to begin it."""
+
+    data: Base64 = Field(
+        description="The file, base64: a static ELF64 executable for RISC-V (-march=rv64ima_zicsr_zifencei -mabi=lp64)."
+    )
+    vcpu: VcpuId | None = Field(
+        default=None, description="The id of the vCPU whose pc becomes the entry; left out: none's."
+    )
+
+
+class LoadElfResult(Result):
+    """Where things lie."""
+
+    entry: Hex64 = Field(description="The guest physical address of the first instruction.")
+    symbols: dict[str, Hex64] = Field(description="Function, object or label to address.")
 
 
 class ReadConsoleParams(VmParams):

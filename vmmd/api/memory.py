@@ -13,7 +13,10 @@ class MapHostMemoryParams(VmParams, GateOptions, ChangeOptions):
     size: U64In = Field(description=f"Bytes to map, {_PAGES}; counts against the VM's and the daemon's limit.")
     name: str | None = Field(default=None, min_length=1, max_length=64, description="A name for people.")
     sparse: bool = Field(
-        default=False, strict=True, description="Count only the pages that are touched, as they are, and not the size."
+        default=False,
+        strict=True,
+        description="Count only the pages that are touched, as they are, and not the size; the sizes have a limit of "
+        "their own, limits.sparse_mapping_bytes.",
     )
 
 

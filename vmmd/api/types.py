@@ -8,6 +8,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
@@ -18,18 +19,19 @@ U64_MAX = 2**64 - 1
 # KVM's names for the bits of a memslot's `flags` (uapi/linux/kvm.h).
 MEM_FLAGS: Mapping[str, int] = {"KVM_MEM_LOG_DIRTY_PAGES": 1 << 0, "KVM_MEM_READONLY": 1 << 1}
 
+# KVM's names for the bits of KVM_SET_GUEST_DEBUG's `control`.
+GUESTDBG_FLAGS: Mapping[str, int] = {
+    "KVM_GUESTDBG_ENABLE": 1 << 0,
+    "KVM_GUESTDBG_SINGLESTEP": 1 << 1,
+    "KVM_GUESTDBG_USE_SW_BP": 1 << 16,
+}
+
 _HEX = re.compile(r"0[xX][0-9a-fA-F]{1,16}")
 _HEX_SCHEMA = {"type": "string", "pattern": "^0x[0-9a-f]{1,16}$", "examples": ["0x100000"]}
 _U64_SCHEMA = {
     "anyOf": [
         {"type": "integer", "minimum": 0, "maximum": U64_MAX},
         {"type": "string", "pattern": "^0[xX][0-9a-fA-F]{1,16}$"},
-    ]
-}
-_FLAGS_SCHEMA = {
-    "anyOf": [
-        {"type": "integer", "minimum": 0, "maximum": U32_MAX},
-        {"type": "array", "items": {"enum": list(MEM_FLAGS)}},
     ]
 }
 
@@ -49,16 +51,21 @@ def _count(value: int) -> int:
     return value
 
 
-def _flags(value: object) -> object:
+def _flags(names: Mapping[str, int], value: object) -> object:
     """Give the integer for a list of flag names; anything else goes on to the integer check."""
     if not isinstance(value, list | tuple):
         return value
     bits = 0
     for name in value:
-        if not isinstance(name, str) or name not in MEM_FLAGS:
-            raise ValueError(f"{name!r:.60} is no memslot flag; the flags are {', '.join(MEM_FLAGS)}")
-        bits |= MEM_FLAGS[name]
+        if not isinstance(name, str) or name not in names:
+            raise ValueError(f"{name!r:.60} is no flag here; the flags are {', '.join(names)}")
+        bits |= names[name]
     return bits
+
+
+def _flags_schema(names: Mapping[str, int]) -> dict[str, Any]:
+    integer = {"type": "integer", "minimum": 0, "maximum": U32_MAX}
+    return {"anyOf": [integer, {"type": "array", "items": {"enum": list(names)}}]}
 
 
 def _bytes(value: object) -> object:
@@ -102,8 +109,21 @@ Hex64 = Annotated[
 ]
 """An address, size or register in a reply: given as a "0x…" string, since JavaScript and jq round beyond 2^53."""
 
-MemFlags = Annotated[int, BeforeValidator(_flags), Field(strict=True, ge=0, le=U32_MAX), WithJsonSchema(_FLAGS_SCHEMA)]
+MemFlags = Annotated[
+    int,
+    BeforeValidator(partial(_flags, MEM_FLAGS)),
+    Field(strict=True, ge=0, le=U32_MAX),
+    WithJsonSchema(_flags_schema(MEM_FLAGS)),
+]
 """A memslot's flags in a request: the integer, or a list of names out of `MEM_FLAGS`. KVM says which bits are legal."""
+
+GuestDebug = Annotated[
+    int,
+    BeforeValidator(partial(_flags, GUESTDBG_FLAGS)),
+    Field(strict=True, ge=0, le=U32_MAX),
+    WithJsonSchema(_flags_schema(GUESTDBG_FLAGS)),
+]
+"""What KVM_SET_GUEST_DEBUG controls: the integer, or a list of names out of `GUESTDBG_FLAGS`."""
 
 Base64 = Annotated[
     bytes,

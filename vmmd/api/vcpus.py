@@ -1,8 +1,21 @@
-"""Models of vCPUs: KVM_RUN and its exits, registers, statistics."""
+"""Models of vCPUs: KVM_RUN and its exits, registers, interrupts, debugging, statistics."""
 
-from pydantic import Field
+from typing import Annotated
 
-from vmmd.api.types import U32, Base64, ChangeOptions, Count, Hex64, Result, U64In, VcpuParams, VmParams
+from pydantic import AfterValidator, Field
+
+from vmmd.api.types import (
+    U32,
+    Base64,
+    ChangeOptions,
+    Count,
+    GuestDebug,
+    Hex64,
+    Result,
+    U64In,
+    VcpuParams,
+    VmParams,
+)
 
 
 class CreateVcpuParams(VcpuParams, ChangeOptions):
@@ -69,6 +82,13 @@ class ShutdownExit(Result):
     value: Hex64 = Field(description="mtval: the instruction, or the address.")
 
 
+class DebugExit(Result):
+    """KVM_EXIT_DEBUG: what vcpu.set_guest_debug asked for."""
+
+    pc: Hex64 = Field(description="The address of the ebreak, or of what comes next after a single step.")
+    exception: int | None = Field(description="RISC-V's cause: 3 for an ebreak; null for a single step.")
+
+
 class RunResult(Result):
     """How a KVM_RUN ended: the reason, and the member that belongs to it."""
 
@@ -77,6 +97,7 @@ class RunResult(Result):
     io: IoExit | None = None
     hypercall: HypercallExit | None = None
     internal: InternalExit | None = None
+    debug: DebugExit | None = None
     shutdown: ShutdownExit | None = None
 
 
@@ -113,8 +134,62 @@ class SetRegsParams(VcpuParams, ChangeOptions):
     """Which registers to set; those that are not named keep their value."""
 
     regs: dict[str, U64In] = Field(
-        description="Register name to value: pc, x1 to x31, or the ABI's names (ra, sp, a0, …)."
+        description="Register name to value: pc, x1 to x31 or the ABI's names (ra, sp, a0, …), mstatus, mie, mip, "
+        "mtvec, mscratch, mepc, mcause, mtval."
     )
+
+
+class GetMpStateParams(VcpuParams):
+    """Whose state to give."""
+
+
+def _mp_state(name: str) -> str:
+    if name not in MP_STATES:
+        raise ValueError(f"{name!r:.60} is no mp_state; there are {', '.join(MP_STATES)}")
+    return name
+
+
+MP_STATES = {
+    "KVM_MP_STATE_RUNNABLE": 0,
+    "KVM_MP_STATE_UNINITIALIZED": 1,
+    "KVM_MP_STATE_INIT_RECEIVED": 2,
+    "KVM_MP_STATE_HALTED": 3,
+    "KVM_MP_STATE_SIPI_RECEIVED": 4,
+    "KVM_MP_STATE_STOPPED": 5,
+    "KVM_MP_STATE_CHECK_STOP": 6,
+    "KVM_MP_STATE_OPERATING": 7,
+    "KVM_MP_STATE_LOAD": 8,
+    "KVM_MP_STATE_AP_RESET_HOLD": 9,
+    "KVM_MP_STATE_SUSPENDED": 10,
+}
+"""KVM's names for what a vCPU can be doing; a T64 is runnable or halted."""
+
+MpState = Annotated[str, AfterValidator(_mp_state)]
+
+
+class SetMpStateParams(VcpuParams, ChangeOptions):
+    """What the vCPU is to be doing."""
+
+    mp_state: MpState = Field(
+        description='"KVM_MP_STATE_RUNNABLE", with an irqchip also "KVM_MP_STATE_HALTED": it waits for an interrupt.'
+    )
+
+
+class InterruptParams(VcpuParams, ChangeOptions):
+    """Whom to interrupt."""
+
+
+class SetGuestDebugParams(VcpuParams, ChangeOptions):
+    """What a debugger wants to see."""
+
+    control: GuestDebug = Field(
+        description='Bits, or their names: ["KVM_GUESTDBG_ENABLE", "KVM_GUESTDBG_SINGLESTEP"] leaves after every '
+        "instruction, KVM_GUESTDBG_USE_SW_BP at every ebreak; without KVM_GUESTDBG_ENABLE nothing does."
+    )
+
+
+class CreateIrqchipParams(VmParams, ChangeOptions):
+    """Which VM gets the in-kernel interrupt controller."""
 
 
 class SetImmediateExitParams(VcpuParams, ChangeOptions):
@@ -141,4 +216,4 @@ class StatsResult(Result):
 
 
 Regs = dict[str, Hex64]
-"""A vCPU's registers by name: pc, x0 to x31."""
+"""A vCPU's registers by name: pc, x0 to x31, and the control and status registers."""

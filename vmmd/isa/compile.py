@@ -23,10 +23,10 @@ from vmmd.isa.frame import CONVENTION, HANDLER, NULL, PTR, Parts
 from vmmd.isa.instructions import Instruction
 from vmmd.isa.steps import ENTERED, define_steps
 from vmmd.isa.stop import Stop
+from vmmd.memory.host import PIECE_RECORD
 from vmmd.memory.limits import PAGE_SHIFT, PAGE_SIZE
 from vmmd.memory.memslots import CHUNK_RECORD, SLOT_RECORD
 from vmmd.memory.ring import ENTRY, HEADER_BYTES, KVM_DIRTY_GFN_F_DIRTY, RingHeader
-from vmmd.memory.view import PIECE_RECORD
 
 CHUNK = 256
 """Instructions between two looks at the requests: less than a microsecond.

@@ -5,7 +5,7 @@ translations. Compiled code finds every field by its offset here. Who may write 
 
 - registers, counters and caches: whoever has the vCPU, a worker in guest mode or Python while the vCPU is outside of
 it;
-- `requests`: anybody, by atomic steps of the engine alone;
+- `requests` and `mip`: anybody, by atomic steps of the engine alone;
 - `mode`: the worker that enters and leaves, as a statement to whoever kicks.
 
 It refuses to own guest memory: what a context's view leads to is kept by whoever runs it.
@@ -14,6 +14,7 @@ It refuses to own guest memory: what a context's view leads to is kept by whoeve
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 from vmmd.memory.limits import PAGE_SHIFT
 from vmmd.memory.ring import DirtyRing
@@ -74,7 +75,15 @@ class ContextRecord(ctypes.Structure):
         ("ring_full", ctypes.c_uint64),  # the request that a store sets when the ring is full softly
         ("reserved_at", ctypes.c_uint64),  # the address that an lr reserved, or 1, which none is
         ("reserved_value", ctypes.c_uint64),  # what it loaded, extended
-        ("padding", ctypes.c_uint64 * 7),
+        ("mip", ctypes.c_uint64),  # interrupts that are pending
+        ("mie", ctypes.c_uint64),
+        ("mstatus", ctypes.c_uint64),
+        ("mtvec", ctypes.c_uint64),
+        ("mscratch", ctypes.c_uint64),
+        ("mepc", ctypes.c_uint64),
+        ("mcause", ctypes.c_uint64),
+        ("mtval", ctypes.c_uint64),
+        # From here on cache lines: what stands above is a whole number of them.
         ("read_cache", CacheEntry * CACHE_ENTRIES),
         ("write_cache", CacheEntry * CACHE_ENTRIES),
         ("read_pages", CacheEntry * CACHE_ENTRIES),
@@ -107,17 +116,30 @@ class Context:
     Attributes:
         record: the fields.
         address: where the record lies.
+        hart: what `mhartid` reads as.
+        clock: gives what `time` reads as, in nanoseconds.
+        breakpoints_leave: whether an `ebreak` is for a debugger outside, and not for the guest.
         ring: the vCPU's dirty ring, where the VM has rings.
     """
 
-    __slots__ = ("_buffer", "_published", "address", "record", "ring")
+    __slots__ = ("_buffer", "_published", "address", "breakpoints_leave", "clock", "hart", "record", "ring")
 
-    def __init__(self, published: ctypes.c_uint64, ring: DirtyRing | None = None, ring_full: int = 0) -> None:
+    def __init__(
+        self,
+        published: ctypes.c_uint64,
+        hart: int,
+        clock: Callable[[], int],
+        ring: DirtyRing | None = None,
+        ring_full: int = 0,
+    ) -> None:
         self._buffer = ctypes.create_string_buffer(ctypes.sizeof(ContextRecord) + _LINE)
         start = ctypes.addressof(self._buffer)
         self.address = start + _LINE - 1 & -_LINE
         self.record = ContextRecord.from_buffer(self._buffer, self.address - start)
         self.end_reservation()
+        self.hart = hart
+        self.clock = clock
+        self.breakpoints_leave = False
         self._published = published  # compiled code reads the word for as long as it has the record
         self.record.published = ctypes.addressof(published)
         self.ring = ring

@@ -10,8 +10,11 @@ from llvmlite import ir
 
 from vmmd.isa.accesses import Accesses
 from vmmd.isa.arithmetic import I8, I32, I64, number, widened
-from vmmd.isa.encoding import IMMEDIATES, RD_AT, RS1_AT, RS2_AT, Immediate
+from vmmd.isa.encoding import CSR_AT, IMMEDIATES, RD_AT, RS1_AT, RS2_AT, Immediate
 from vmmd.isa.instructions import SHAPES, Effect, Instruction, Operand
+
+_REGISTERS = {Operand.RS1: RS1_AT, Operand.RS2: RS2_AT, Operand.RD: RD_AT}
+"""Where the registers of operands are named."""
 
 
 class Code(Accesses):
@@ -67,23 +70,29 @@ class Code(Accesses):
         # x0 is written like any other and set to 0 again: that costs less than to look.
         b.store(number(0), self.field("x"))
 
+    def _field(self, at: int, width: int) -> ir.Value:
+        """Return a field of the word as it is."""
+        b = self.b
+        shifted = b.lshr(self.state["word"], number(at, I32))
+        return b.zext(b.and_(shifted, number((1 << width) - 1, I32)), I64)
+
     def _immediate(self, row: Instruction) -> ir.Value:
         return _extracted(self.b, self.state["word"], IMMEDIATES[row.format])
 
     def _operand(self, kind: Operand, row: Instruction) -> ir.Value:
         match kind:
-            case Operand.RS1:
-                return self.b.load(self._register(RS1_AT), typ=I64)
-            case Operand.RS2:
-                return self.b.load(self._register(RS2_AT), typ=I64)
-            case Operand.RD:
-                return self.b.load(self._register(RD_AT), typ=I64)
+            case Operand.RS1 | Operand.RS2 | Operand.RD:
+                return self.b.load(self._register(_REGISTERS[kind]), typ=I64)
             case Operand.IMMEDIATE:
                 return self._immediate(row)
             case Operand.PC:
                 return self.state["pc"]
             case Operand.SUM:
                 return self.b.add(self.b.load(self._register(RS1_AT), typ=I64), self._immediate(row))
+            case Operand.CSR:
+                return self._field(CSR_AT, 12)
+            case Operand.SOURCE:
+                return self._field(RS1_AT, 5)
 
     # What leaves the guest, or orders memory.
 
@@ -115,6 +124,15 @@ class Code(Accesses):
     def breakpoint(self) -> None:
         """Leave it to the evaluation."""
         self.tail(self.parts.leave)
+
+    def return_from_trap(self) -> None:
+        """Leave it to the evaluation."""
+        self.tail(self.parts.leave)
+
+    def change_csr(self, change: str, csr: ir.Value, value: ir.Value, source: ir.Value) -> ir.Value:
+        """Leave it to the evaluation."""
+        self.tail(self.parts.leave)
+        return number(0)
 
 
 def _extracted(b: ir.IRBuilder, word: ir.Value, immediate: Immediate) -> ir.Value:

@@ -29,6 +29,8 @@ class Format(Enum):
     LR = auto()  # lr.w rd, (rs1)
     PORT_IN = auto()  # inb rd, imm(rs1)
     PORT_OUT = auto()  # outb rd, imm(rs1): rd is the source
+    CSR = auto()  # csrrw rd, csr, rs1
+    CSR_IMMEDIATE = auto()  # csrrwi rd, csr, imm (5 bits, in the place of rs1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +98,14 @@ IMMEDIATES: dict[Format, Immediate] = {
     Format.BRANCH: Immediate((Slice(8, 1, 4), Slice(25, 5, 6), Slice(7, 11, 1), Slice(31, 12, 1)), 13, signed=True),
     Format.U: Immediate((Slice(12, 12, 20),), 32, signed=True),
     Format.JAL: Immediate((Slice(21, 1, 10), Slice(20, 11, 1), Slice(12, 12, 8), Slice(31, 20, 1)), 21, signed=True),
+    Format.CSR_IMMEDIATE: Immediate((Slice(15, 0, 5),), 5, signed=False),
 }
 
 RD_AT, RS1_AT, RS2_AT = 7, 15, 20
 """The lowest bits of the three register fields; each is five bits wide."""
+
+CSR_AT = 20
+"""The lowest of the twelve bits that number a control and status register."""
 
 REGISTERS: tuple[str, ...] = tuple(
     ["zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1"]
@@ -123,6 +129,11 @@ def rs1(word: int) -> int:
 def rs2(word: int) -> int:
     """Return the number of the second source register."""
     return word >> RS2_AT & 31
+
+
+def csr(word: int) -> int:
+    """Return the number of the control and status register."""
+    return word >> CSR_AT & 0xFFF
 
 
 def sign_extend(value: int, bits: int) -> int:

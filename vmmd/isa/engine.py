@@ -36,6 +36,9 @@ class ContextGroup:
         return len(self.contexts)
 
 
+TURN_INSTRUCTIONS = 64
+"""What is evaluated before others may have the thread: some milliseconds at most."""
+
 Ran = Stop | Outcome | Pending
 """What guest mode came to: where it was stopped, or why the guest left."""
 
@@ -44,7 +47,7 @@ class Engine(Words, Protocol):
     """What the vCPUs run on. `Words` are its atomic steps on dirty logs."""
 
     def run(self, context: Context, view: View, pending: Pending | None = None) -> Ran:
-        """Enter guest mode and run until the budget is used up, a request waits, or the guest leaves.
+        """Enter guest mode and run until the budget is used up, a request waits, the guest leaves, or a turn is over.
 
         The context has taken `view`, and the caller keeps it. A pending instruction, which has its answer, comes
         first; where the vCPU may not enter, it stays pending. `Stop.INSTRUCTION` is never returned.
@@ -76,7 +79,7 @@ class CompiledEngine:
 
     def run(self, context: Context, view: View, pending: Pending | None = None) -> Ran:
         """See `Engine`."""
-        while True:
+        for _ in range(TURN_INSTRUCTIONS):
             if pending is None:
                 stop = Stop(self._native.run(context.address))
                 if stop is not Stop.INSTRUCTION:
@@ -96,6 +99,7 @@ class CompiledEngine:
             if outcome is not None:
                 return outcome
             pending = None
+        return Stop.TURN
 
     def post(self, group: ContextGroup, requests: int) -> None:
         """See `Engine`."""
@@ -146,7 +150,9 @@ class EvaluatedEngine:
         try:
             if not record.requests and record.view_number != ctypes.c_uint64.from_address(record.published).value:
                 return Stop.STALE
-            while not record.requests:
+            for _ in range(TURN_INSTRUCTIONS):
+                if record.requests:
+                    return Stop.REQUEST
                 if not record.budget:
                     return Stop.BUDGET
                 with self._lock:
@@ -155,7 +161,7 @@ class EvaluatedEngine:
                 if outcome is not None:
                     return outcome
                 pending = None
-            return Stop.REQUEST
+            return Stop.TURN
         finally:
             record.mode = OUTSIDE_GUEST_MODE
 

@@ -13,18 +13,41 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vmmd.isa.context import Context, ContextRecord
+from vmmd.isa.csrs import CSRS, is_read_only
 from vmmd.isa.decode import decode
-from vmmd.isa.encoding import IMMEDIATES, rd, rs1, rs2, sign_extend
+from vmmd.isa.encoding import IMMEDIATES, csr, rd, rs1, rs2, sign_extend
 from vmmd.isa.instructions import SHAPES, Effect, Instruction, Operand
-from vmmd.isa.outcome import Awaiting, Halt, Hypercall, LostPage, Mmio, NoAtomic, NoCode, Outcome, Port, Trap
+from vmmd.isa.integers import Integers
+from vmmd.isa.outcome import (
+    Awaiting,
+    Breakpoint,
+    Halt,
+    Hypercall,
+    LostPage,
+    Mmio,
+    NoAtomic,
+    NoCode,
+    Outcome,
+    Port,
+    Trap,
+)
+from vmmd.isa.traps import (
+    BREAKPOINT,
+    ENVIRONMENT_CALL,
+    ILLEGAL_INSTRUCTION,
+    LOAD_MISALIGNED,
+    MISALIGNED_FETCH,
+    STORE_MISALIGNED,
+    interrupt_waits,
+    return_from_trap,
+    take_interrupt,
+    take_trap,
+)
 from vmmd.memory import access
 from vmmd.memory.dirty import Words
 from vmmd.memory.errors import Refused
 from vmmd.memory.limits import PAGE_SIZE, U64
 from vmmd.memory.view import Run, View
-
-MISALIGNED_FETCH, ILLEGAL_INSTRUCTION, BREAKPOINT, LOAD_MISALIGNED, STORE_MISALIGNED = 0, 2, 3, 4, 6
-"""Exception causes of the RISC-V privileged specification."""
 
 _A0, _A7 = 10, 17
 
@@ -56,27 +79,36 @@ def evaluate(context: Context, view: View, words: Words, pending: Pending | None
     The caller has the vCPU, `view` is the one that its memory is looked up in, and its budget is not used up. `words`
     are the engine's atomic steps.
 
+    An interrupt that is due then is taken behind the instruction. A trap that the guest takes uses up one of the budget
+    too, though nothing retires, so that a guest that does nothing but trap comes to its end.
+
     Returns:
-        None where the instruction retired; `Halt` where it was a `wfi`, which retired too; a `Pending` where it waits
-        for userspace; and any other outcome where it did nothing.
+        None where the instruction retired, or the guest took a trap; `Halt` where it was a `wfi` with nothing to wake
+        it, which retired too; a `Pending` where it waits for userspace; and any other outcome where it did nothing.
     """
     record = context.record
     evaluation = _Evaluation(context, view, words, pending.done if pending else {})
     try:
-        word = pending.word if pending else _fetch(view, record.pc)
+        word = evaluation.word = pending.word if pending else _fetch(view, record.pc)
         row = decode(word)
         if row is None:
-            return Trap(ILLEGAL_INSTRUCTION, word)
+            raise _Leave(Trap(ILLEGAL_INSTRUCTION, word))
         next_pc = _perform(row, word, evaluation)
     except _Leave as leave:
         outcome = leave.outcome
         if isinstance(outcome, Awaiting):
             return Pending(word, outcome, leave.piece, evaluation.done)
-        return outcome
+        if not isinstance(outcome, Trap) or not take_trap(context, outcome.cause, outcome.value):
+            return outcome
+        record.budget -= 1
+        return None
     record.pc = next_pc
     record.retired += 1
     record.budget -= 1
-    return Halt() if evaluation.halted else None
+    if evaluation.halted and not interrupt_waits(context):
+        return Halt()
+    take_interrupt(context, words)
+    return None
 
 
 class _Leave(Exception):  # noqa: N818  (control flow inside one evaluation)
@@ -102,7 +134,7 @@ def _perform(row: Instruction, word: int, ops: _Evaluation) -> int:
     shape = SHAPES[row.format]
     immediate = IMMEDIATES[row.format].of(word) if row.format in IMMEDIATES else 0
     result = row.meaning(ops, *[_operand(kind, record, word, immediate) for kind in shape.operands])
-    after: int = record.pc + 4 & U64
+    after: int = record.pc + 4 & U64 if ops.returns_to is None else ops.returns_to
     if shape.effect is Effect.BRANCH:
         return _target(record.pc + immediate & U64) if result else after
     written, next_pc = (after, _target(result)) if shape.effect is Effect.JUMP else (result, after)
@@ -126,6 +158,10 @@ def _operand(kind: Operand, record: ContextRecord, word: int, immediate: int) ->
             value = record.pc
         case Operand.SUM:
             value = record.x[rs1(word)] + immediate
+        case Operand.CSR:
+            value = csr(word)
+        case Operand.SOURCE:
+            value = rs1(word)
     return value & U64
 
 
@@ -145,74 +181,17 @@ def _target(pc: int) -> int:
     return pc
 
 
-class _Evaluation:
+class _Evaluation(Integers):
     """`Ops` over integers from 0 to 2^64 - 1, for one instruction."""
 
     def __init__(self, context: Context, view: View, words: Words, done: dict[int, bytes]) -> None:
         self.context = context
         self._words = words
         self.done = done
+        self.word = 0
         self.halted = False
+        self.returns_to: int | None = None
         self._view = view
-
-    def constant(self, value: int) -> int:
-        return value & U64
-
-    def add(self, a: int, b: int) -> int:
-        return a + b & U64
-
-    def sub(self, a: int, b: int) -> int:
-        return a - b & U64
-
-    def mul(self, a: int, b: int) -> int:
-        return a * b & U64
-
-    def mul_high(self, a: int, b: int, *, a_signed: bool, b_signed: bool) -> int:
-        return _read(a, signed=a_signed) * _read(b, signed=b_signed) >> 64 & U64
-
-    def div(self, a: int, b: int, *, signed: bool) -> int:
-        if b == 0:
-            return U64
-        dividend, divisor = _read(a, signed=signed), _read(b, signed=signed)
-        quotient = abs(dividend) // abs(divisor)
-        return (quotient if (dividend < 0) == (divisor < 0) else -quotient) & U64
-
-    def rem(self, a: int, b: int, *, signed: bool) -> int:
-        if b == 0:
-            return a
-        dividend, divisor = _read(a, signed=signed), _read(b, signed=signed)
-        remainder = abs(dividend) % abs(divisor)
-        return (remainder if dividend >= 0 else -remainder) & U64
-
-    def and_(self, a: int, b: int) -> int:
-        return a & b
-
-    def or_(self, a: int, b: int) -> int:
-        return a | b
-
-    def xor(self, a: int, b: int) -> int:
-        return a ^ b
-
-    def shift_left(self, a: int, by: int) -> int:
-        return a << (by & 63) & U64
-
-    def shift_right(self, a: int, by: int, *, signed: bool) -> int:
-        return _read(a, signed=signed) >> (by & 63) & U64
-
-    def extend(self, a: int, bits: int, *, signed: bool) -> int:
-        return sign_extend(a, bits) & U64 if signed else a & (1 << bits) - 1
-
-    def equal(self, a: int, b: int) -> int:
-        return a == b
-
-    def less(self, a: int, b: int, *, signed: bool) -> int:
-        return _read(a, signed=signed) < _read(b, signed=signed)
-
-    def not_(self, truth: int) -> int:
-        return not truth
-
-    def number(self, truth: int) -> int:
-        return int(truth)
 
     def load(self, address: int, size: int, *, signed: bool) -> int:
         pieces = _pieces(address, size)
@@ -312,11 +291,27 @@ class _Evaluation:
     def environment_call(self) -> None:
         x = self.context.record.x
         if 0 not in self.done:
+            if self.context.record.mtvec:
+                raise _Leave(Trap(ENVIRONMENT_CALL, 0))
             raise _Leave(Hypercall(x[_A7], tuple(x[_A0 : _A0 + 6])))
         x[_A0] = int.from_bytes(self.done[0], "little")
 
     def breakpoint(self) -> None:
-        raise _Leave(Trap(BREAKPOINT, self.context.record.pc))
+        pc = self.context.record.pc
+        raise _Leave(Breakpoint(pc) if self.context.breakpoints_leave else Trap(BREAKPOINT, pc))
+
+    def return_from_trap(self) -> None:
+        self.returns_to = return_from_trap(self.context)
+
+    def change_csr(self, change: str, csr: int, value: int, source: int) -> int:
+        register = CSRS.get(csr)
+        writes = change == "write" or source != 0
+        if register is None or (writes and is_read_only(csr)):
+            raise _Leave(Trap(ILLEGAL_INSTRUCTION, self.word))
+        before = register.get(self.context)
+        if writes:
+            register.set(self.context, _CSR[change](before, value), register.guest_bits)
+        return before
 
     def _mark(self, run: Run, length: int) -> None:
         """Mark what was stored, and put pages that were not marked in the vCPU's ring, where it has one."""
@@ -343,6 +338,13 @@ def _pieces(address: int, size: int) -> list[tuple[int, int]]:
     return [(address, first), (address + first & U64, rest)] if rest else [(address, first)]
 
 
+_CSR: dict[str, Callable[[int, int], int]] = {
+    "write": lambda before, value: value,
+    "set": lambda before, value: before | value,
+    "clear": lambda before, value: before & ~value,
+}
+"""What Zicsr writes to a register."""
+
 _AMO: dict[str, Callable[[int, int, int], int]] = {
     "swap": lambda memory, value, bits: value,
     "add": lambda memory, value, bits: memory + value,
@@ -355,7 +357,3 @@ _AMO: dict[str, Callable[[int, int, int], int]] = {
     "maxu": lambda memory, value, bits: max(memory, value),
 }
 """What an AMO leaves in memory, of numbers of so many bits."""
-
-
-def _read(value: int, *, signed: bool) -> int:
-    return sign_extend(value, 64) if signed else value

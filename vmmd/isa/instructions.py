@@ -7,7 +7,8 @@ What the meanings may ask of `ops` is the protocol `Ops`. All values are 64 bits
 out of the meanings: which registers are read, that the result goes to `rd`, that a jump links and that a branch not
 taken goes on.
 
-Source: the RISC-V unprivileged specification (RV64I, M, A); the port I/O is T64's own, in the custom-0 space.
+Source: the RISC-V unprivileged specification (RV64I, M, A, Zicsr) and mret of the privileged one; the port I/O is T64's
+own, in the custom-0 space.
 """
 
 from __future__ import annotations
@@ -113,7 +114,17 @@ class Ops(Protocol[V]):
         """Leave the guest: KVM_EXIT_HYPERCALL."""
 
     def breakpoint(self) -> None:
-        """Trap."""
+        """Trap, or leave the guest where a debugger asked for it: KVM_EXIT_DEBUG."""
+
+    def return_from_trap(self) -> None:
+        """Go on where the last trap was taken, with interrupts as they were then."""
+
+    def change_csr(self, change: str, csr: V, value: V, source: V) -> V:
+        """Change a control and status register by a name of `CSR_CHANGES`; give what it held before.
+
+        Where `source`, a field of the word, is 0, only "write" writes. Traps where there is no such register, and at a
+        write to one that is read-only.
+        """
 
 
 Meaning = Callable[..., Any]
@@ -129,6 +140,8 @@ class Operand(Enum):
     IMMEDIATE = auto()
     PC = auto()
     SUM = auto()  # rs1 plus the immediate: an address or a port
+    CSR = auto()  # the number of a control and status register
+    SOURCE = auto()  # the field of rs1 itself: a register's number, or an immediate in its place
 
 
 class Effect(Enum):
@@ -168,6 +181,8 @@ SHAPES: dict[Format, Shape] = {
     Format.SYSTEM: _ALONE,
     Format.PORT_IN: Shape((Operand.SUM,), Effect.WRITE),
     Format.PORT_OUT: Shape((Operand.SUM, Operand.RD), Effect.NOTHING),
+    Format.CSR: Shape((Operand.CSR, Operand.RS1, Operand.SOURCE), Effect.WRITE),
+    Format.CSR_IMMEDIATE: Shape((Operand.CSR, Operand.SOURCE, Operand.SOURCE), Effect.WRITE),
 }
 
 
@@ -252,6 +267,21 @@ def _amo(name: str, size: int) -> Meaning:
     return lambda ops, address, value: ops.amo(name, address, value, size)
 
 
+CSR_CHANGES = {"write": 1, "set": 2, "clear": 3}
+"""What Zicsr does to a control and status register, and the low bits of funct3; bit 2 takes an immediate."""
+
+
+def _csrs() -> Iterator[Instruction]:
+    """Give the rows of Zicsr."""
+    for name, funct3 in CSR_CHANGES.items():
+        yield _i(f"csrr{name[0]}", SYSTEM, funct3, _change_csr(name), Format.CSR)
+        yield _i(f"csrr{name[0]}i", SYSTEM, funct3 | 4, _change_csr(name), Format.CSR_IMMEDIATE)
+
+
+def _change_csr(change: str) -> Meaning:
+    return lambda ops, csr, value, source: ops.change_csr(change, csr, value, source)
+
+
 def _system(name: str, word: int, meaning: Meaning) -> Instruction:
     return Instruction(name, Format.SYSTEM, word, 0xFFFF_FFFF, meaning)
 
@@ -333,6 +363,9 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
     _system("ecall", 0x0000_0073, lambda ops: ops.environment_call()),
     _system("ebreak", 0x0010_0073, lambda ops: ops.breakpoint()),
     _system("wfi", 0x1050_0073, lambda ops: ops.wait_for_interrupt()),
+    _system("mret", 0x3020_0073, lambda ops: ops.return_from_trap()),
+    # Zicsr
+    *_csrs(),
     _i("inb", CUSTOM_0, 0, lambda ops, port: ops.port_in(port, 1), Format.PORT_IN),
     _i("inh", CUSTOM_0, 1, lambda ops, port: ops.port_in(port, 2), Format.PORT_IN),
     _i("inw", CUSTOM_0, 2, lambda ops, port: ops.port_in(port, 4), Format.PORT_IN),

@@ -35,10 +35,10 @@ _SOURCES = [
     "instructions",
     "steps",
     "stop",
+    "../memory/host",
     "../memory/memslots",
     "../memory/region",
     "../memory/ring",
-    "../memory/view",
 ]
 _DIGEST_BYTES = 32
 

@@ -48,6 +48,13 @@ class Trap:
 
 
 @dataclass(frozen=True, slots=True)
+class Breakpoint:
+    """An `ebreak` that is for a debugger outside. Nothing has retired."""
+
+    pc: int
+
+
+@dataclass(frozen=True, slots=True)
 class NoCode:
     """An instruction fetch where no memslot is. Nothing has retired."""
 
@@ -72,4 +79,4 @@ class LostPage:
 Awaiting = Mmio | Port | Hypercall
 """Outcomes that userspace completes; the instruction retires then."""
 
-Outcome = Mmio | Port | Hypercall | Halt | Trap | NoCode | NoAtomic | LostPage
+Outcome = Mmio | Port | Hypercall | Halt | Trap | Breakpoint | NoCode | NoAtomic | LostPage

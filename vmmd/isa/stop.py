@@ -17,5 +17,8 @@ class Stop(IntEnum):
     STALE = 3
     """The context's view is not the VM's newest; nothing ran."""
 
+    TURN = 5
+    """It ran for long by the evaluation, far fewer instructions than its budget: others may want the thread."""
+
     INSTRUCTION = 4
     """The instruction at pc is for the evaluation."""

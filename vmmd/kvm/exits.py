@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from vmmd.isa.outcome import Breakpoint, Halt, Hypercall, Mmio, NoAtomic, NoCode, Outcome, Port, Trap
+from vmmd.isa.traps import BREAKPOINT
+from vmmd.kvm.uapi import KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_INTERNAL_ERROR_EMULATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +75,38 @@ class DirtyRingFullExit:
     reason: ClassVar[str] = "KVM_EXIT_DIRTY_RING_FULL"
 
 
-Exit = MmioExit | IoExit | HypercallExit | HltExit | ShutdownExit | InternalErrorExit | DirtyRingFullExit
+@dataclass(frozen=True, slots=True)
+class DebugExit:
+    """A debugger asked for it: an `ebreak` stands at `pc`, or one instruction was done and `pc` comes next.
+
+    `exception` is RISC-V's cause: 3 for an `ebreak`, None for a single step.
+    """
+
+    reason: ClassVar[str] = "KVM_EXIT_DEBUG"
+    pc: int
+    exception: int | None
+
+
+Exit = MmioExit | IoExit | HypercallExit | HltExit | DebugExit | ShutdownExit | InternalErrorExit | DirtyRingFullExit
 
 KVM_EXIT_UNKNOWN = "KVM_EXIT_UNKNOWN"
 """The reason before there was any."""
 
 KVM_EXIT_INTR = "KVM_EXIT_INTR"
 """The reason that comes with EINTR by a signal."""
+
+_EXITS: dict[type, Callable[[Any], Exit]] = {
+    Mmio: lambda mmio: MmioExit(mmio.phys_addr, mmio.size, mmio.data is not None, mmio.data),
+    Port: lambda io: IoExit(KVM_EXIT_IO_IN if io.data is None else KVM_EXIT_IO_OUT, io.size, io.port, 1, io.data),
+    Hypercall: lambda call: HypercallExit(call.number, call.arguments),
+    Halt: lambda _: HltExit(),
+    Breakpoint: lambda stopped: DebugExit(stopped.pc, BREAKPOINT),
+    Trap: lambda trap: ShutdownExit(trap.cause, trap.value),
+    NoCode: lambda missing: InternalErrorExit(KVM_INTERNAL_ERROR_EMULATION, missing.phys_addr),
+    NoAtomic: lambda missing: InternalErrorExit(KVM_INTERNAL_ERROR_EMULATION, missing.phys_addr),
+}
+
+
+def exit_of(outcome: Outcome) -> Exit:
+    """Return the exit that userspace sees; a lost page is an error and no exit."""
+    return _EXITS[type(outcome)](outcome)

@@ -71,11 +71,11 @@ class GuestMemory:
         try:
             await self._meet.shoot_down()
         finally:
-            self._discard(gone)
+            _discard(gone)
 
-    def write_guest(self, guest_phys_addr: int, data: bytes, undo: Undo | None) -> None:
-        """See `Vm.write_guest_memory`."""
-        written = access.write_guest(self.view, guest_phys_addr, data)
+    def write_guest(self, writes: Sequence[access.Write], undo: Undo | None) -> None:
+        """See `Vm.write_guest_memory_list`."""
+        written = access.write_guest_list(self.view, writes)
         if undo is not None:
             undo.written.extend(written)
 
@@ -92,7 +92,7 @@ class GuestMemory:
     async def get_dirty_log(self, slot: int, first_page: int | None, num_pages: int | None, undo: Undo | None) -> bytes:
         """See `Vm.get_dirty_log`."""
         log = self._log(slot)
-        first_byte, length = _part(log, first_page, num_pages)
+        first_byte, length = log_part(log, first_page, num_pages)
         if self._log_mode & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE:
             return log.snapshot(first_byte, length)
         taken = log.take(first_byte, length)
@@ -147,16 +147,18 @@ class GuestMemory:
             for slot_id, page in ring.reset():
                 count += 1
                 slot = self.view.memslots.get(slot_id)
-                if slot is not None and slot.dirty is not None and page < slot.npages:
+                if slot is not None and slot.dirty is not None:
                     slot.dirty.marks.unmark(page)
         if count:
             # Stores that found their mark before it went are done when this has returned, as behind a TLB flush.
             await self._meet.all_outside_once()
         return count
 
-    def _enable_rings(self, size: int, vcpus: int) -> None:
+    def _enable_rings(self, argument: int, vcpus: int) -> None:
+        # The kernel takes the size as a u32.
+        size = argument & 0xFFFF_FFFF
         lowest = max(PAGE_SIZE, RESERVED_ENTRIES * ENTRY.size)
-        if size <= 0 or size & size - 1:
+        if not size or size & size - 1:
             raise KvmError(errno.EINVAL, f"a ring of {size} bytes: the size must be a power of two")
         if size < lowest:
             raise KvmError(errno.EINVAL, f"a ring of {size} bytes is smaller than the {lowest} that are reserved")
@@ -166,6 +168,9 @@ class GuestMemory:
             raise KvmError(errno.EINVAL, f"dirty rings of {self._ring_bytes} bytes are enabled already")
         if vcpus:
             raise KvmError(errno.EINVAL, f"dirty rings come before the first vCPU, and there are {vcpus}")
+        # There is no vCPU yet, so nothing is in a ring, and the first store to any page has to get there: what an
+        # earlier log has marked is of no account, and KVM_GET_DIRTY_LOG gives it to nobody any more.
+        self._publish(self.view.memslots.with_rings_alone(), self.view.host)
         self._ring_bytes = size
 
     def _set_log_mode(self, mode: int) -> None:
@@ -180,7 +185,7 @@ class GuestMemory:
 
     def keep(self, undo: Undo) -> None:
         """What was done inside a hold stands: unmapped pages go now."""
-        self._discard(undo.unmapped)
+        _discard(undo.unmapped)
 
     def roll_back(self, undo: Undo) -> None:
         """Publish what was there at the kick, at a new generation, and put fetched bits back."""
@@ -197,7 +202,7 @@ class GuestMemory:
         self._publish(Memslots(), HostSpace())
 
     def _publish(self, memslots: Memslots, host: HostSpace) -> None:
-        self._meet.publish(View(memslots, host, self.view))
+        self._meet.publish(View(memslots, host))
 
     def _mark_written(self, written: Sequence[tuple[int, int]]) -> None:
         """Mark ranges of userspace addresses in every log over them: their bytes stayed when their slots went."""
@@ -215,13 +220,6 @@ class GuestMemory:
                     break
                 low, high = max(start, slot.userspace_addr), min(end, slot_end)
                 bitmap.mark(low - slot.userspace_addr, high - low)
-
-    def _discard(self, gone: Sequence[Piece]) -> None:
-        """Give back pages of mappings that are still in use; those of others end with their mapping."""
-        in_use = {id(piece.mapping) for piece in self.view.host.pieces}
-        for piece in gone:
-            if id(piece.mapping) in in_use:
-                piece.discard()
 
     def _new_log(self, npages: int) -> DirtyLog:
         if self._ring_bytes and not self._rings_have_bitmaps:
@@ -265,6 +263,12 @@ class GuestMemory:
             raise
 
 
+def _discard(gone: Sequence[Piece]) -> None:
+    """Give back pages that were unmapped, and that nothing reaches any more."""
+    for piece in gone:
+        piece.discard()
+
+
 def _merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Turn (start, size) in any order into disjoint (start, end) in ascending order."""
     merged: list[tuple[int, int]] = []
@@ -276,8 +280,12 @@ def _merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def _part(log: DirtyBitmap, first_page: int | None, num_pages: int | None) -> tuple[int, int]:
-    """Return the first byte and the length of a part of a log, by default the whole."""
+def log_part(log: DirtyBitmap, first_page: int | None, num_pages: int | None) -> tuple[int, int]:
+    """Return the first byte and the length of a part of a log, by default the whole.
+
+    Raises:
+        KvmError: EINVAL where it is no part of the log, or not of whole words.
+    """
     first = first_page or 0
     if first % 64 or not 0 <= first < max(log.npages, 1):
         raise KvmError(errno.EINVAL, f"first_page {first} is no multiple of 64 below the slot's {log.npages} pages")

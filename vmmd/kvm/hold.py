@@ -72,6 +72,25 @@ _REFUSALS: dict[State, tuple[int, str]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Kick:
+    """What a kick answers. `kicked`: vCPUs inside KVM_RUN then. `renewed`: the hold was open already."""
+
+    hold: str
+    kicked: int
+    kick_ns: int
+    generation: int
+    renewed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """What a resume answers. `pause_ns`: from the kick's first request to the resume."""
+
+    pause_ns: int
+    generation: int
+
+
 @dataclass(slots=True)
 class Undo:
     """What a rollback restores."""

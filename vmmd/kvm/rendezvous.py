@@ -14,7 +14,7 @@ from typing import Protocol
 
 from vmmd.isa.context import Context
 from vmmd.isa.engine import ContextGroup, Engine
-from vmmd.kvm.requests import ENDING, KVM_REQ_TLB_FLUSH, PARKING
+from vmmd.kvm.requests import KVM_REQ_TLB_FLUSH
 from vmmd.kvm.scheduler import Scheduler, Task
 from vmmd.memory.limits import U64
 from vmmd.memory.view import View
@@ -34,6 +34,10 @@ class Parkable(Task, Protocol):
 
     context: Context
 
+    @property
+    def may_go(self) -> bool:
+        """Whether its requests and interrupts let it go on, or end its run."""
+
 
 class Rendezvous:
     """The meeting point of one VM.
@@ -50,7 +54,7 @@ class Rendezvous:
         self.published = ctypes.c_uint64(view.number)
         self.contexts = ContextGroup(())
         self._lock = threading.Lock()
-        self._parked: list[Parkable] = []
+        self._parked: dict[Context, Parkable] = {}
 
     def join(self, context: Context, requests: int) -> None:
         """Take a new vCPU in, born with these requests."""
@@ -75,7 +79,7 @@ class Rendezvous:
         Those that run are back inside too soon to be seen, so they are given a view of their own to take, which stays
         seen.
         """
-        self.publish(View(self.view.memslots, self.view.host, self.view))
+        self.publish(View(self.view.memslots, self.view.host))
         await self.shoot_down()
 
     async def stop(self, requests: int, group: ContextGroup, deadline: float | None = None) -> None:
@@ -90,28 +94,28 @@ class Rendezvous:
         """Clear parking requests, and queue those that nothing parks any more."""
         with self._lock:
             self.engine.retract(group, requests)
-            ready = [task for task in self._parked if not task.context.record.requests & PARKING]
-            self._parked = [task for task in self._parked if task.context.record.requests & PARKING]
-        for task in ready:
-            self.scheduler.submit(task)
+            self._wake(group)
 
-    def end_run(self, request: int, group: ContextGroup) -> None:
-        """Set a request that ends KVM_RUN, also where it is parked."""
+    def post(self, requests: int, group: ContextGroup) -> None:
+        """Set requests, and queue those that are parked and go on for them. Any thread may call it."""
         with self._lock:
-            self.engine.post(group, request)
-            ready = [task for task in self._parked if task.context.record.requests & ENDING]
-            self._parked = [task for task in self._parked if not task.context.record.requests & ENDING]
-        for task in ready:
-            self.scheduler.submit(task)
+            self.engine.post(group, requests)
+            self._wake(group)
 
     def park(self, task: Parkable) -> bool:
-        """Put a vCPU aside until `go`, unless its requests have changed meanwhile. Called on workers."""
+        """Put a vCPU aside until it may go on, unless it may already. Called on workers."""
         with self._lock:
-            requests = task.context.record.requests
-            if requests & ENDING or not requests & PARKING:
+            if task.may_go:
                 return False
-            self._parked.append(task)
+            self._parked[task.context] = task
             return True
+
+    def _wake(self, group: ContextGroup) -> None:
+        for context in group.contexts if self._parked else ():
+            task = self._parked.get(context)
+            if task is not None and task.may_go:
+                del self._parked[context]
+                self.scheduler.submit(task)
 
     async def _post_and_wait(
         self, requests: int, group: ContextGroup, view_number: int, deadline: float | None = None

@@ -15,6 +15,9 @@ KVM_REQ_VM_DEAD = 1 << 1
 KVM_REQ_DIRTY_RING_SOFT_FULL = 1 << 3
 """The dirty ring is full softly: KVM_RUN ends with KVM_EXIT_DIRTY_RING_FULL, and clears it once there is room."""
 
+KVM_REQ_EVENT = 1 << 14
+"""Interrupts have come or gone: leave guest mode and look. The vCPU clears it."""
+
 KVM_REQ_HOLD = 1 << 33
 """A hold is open: KVM_RUN parks inside. The resume clears it."""
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from vmmd.isa.engine import make_engine
 from vmmd.kvm.errors import KvmError
+from vmmd.kvm.limits import Limits
 from vmmd.kvm.scheduler import Scheduler
 from vmmd.kvm.uapi import CAPABILITIES
-from vmmd.kvm.vm import Limits, Vm
+from vmmd.kvm.vm import Vm
 from vmmd.memory.host import Ledger
 
 
@@ -29,7 +30,8 @@ class System:
         self._engine = make_engine(engine, cache_dir)
         self._scheduler = Scheduler(workers or len(os.sched_getaffinity(0)))
         self._limits = limits
-        self._ledger = Ledger(limits.guest_memory_bytes)
+        self._addresses = Ledger(limits.sparse_mapping_bytes, setting="limits.sparse_mapping_bytes")
+        self._ledger = Ledger(limits.guest_memory_bytes, setting="limits.guest_memory_bytes")
         self._numbers = itertools.count(1)
         self._vms: dict[str, Vm] = {}
 
@@ -61,11 +63,18 @@ class System:
             name,
             engine=self._engine,
             scheduler=self._scheduler,
-            ledger=Ledger(self._limits.guest_memory_bytes, parent=self._ledger),
+            ledger=self._new_ledger(),
             limits=self._limits,
         )
         self._vms[vm.id] = vm
         return vm
+
+    def _new_ledger(self) -> Ledger:
+        limits = self._limits
+        addresses = Ledger(
+            limits.sparse_mapping_bytes_per_vm, self._addresses, setting="limits.sparse_mapping_bytes_per_vm"
+        )
+        return Ledger(limits.guest_memory_bytes, self._ledger, setting="limits.guest_memory_bytes", addresses=addresses)
 
     def vm(self, vm_id: str) -> Vm:
         """Return a VM.

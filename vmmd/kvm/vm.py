@@ -11,13 +11,15 @@ import errno
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from vmmd.isa.engine import Engine
+from vmmd.kvm.clock import Clock
 from vmmd.kvm.errors import KvmError, in_ioctl
 from vmmd.kvm.gate import Gate, Passage
 from vmmd.kvm.guest_memory import GuestMemory
-from vmmd.kvm.hold import Hold, Step, Undo, check_name
+from vmmd.kvm.hold import Hold, Kick, Resume, Step, Undo, check_name
+from vmmd.kvm.irqchip import Irqchip, Lines
+from vmmd.kvm.limits import Limits
 from vmmd.kvm.rendezvous import Rendezvous
 from vmmd.kvm.requests import KVM_REQ_HOLD, KVM_REQ_VM_DEAD
 from vmmd.kvm.scheduler import Scheduler
@@ -27,36 +29,6 @@ from vmmd.memory.host import HostSpace, Ledger
 from vmmd.memory.memslots import Memslot, Memslots
 from vmmd.memory.region import Region
 from vmmd.memory.view import View
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a VM may use, and how long its calls may wait. Times are milliseconds, memory is bytes."""
-
-    guest_memory_bytes: int
-    vms: int
-    vcpus_per_vm: int
-    wait_ms: int = 1000
-    max_wait_ms: int = 60_000
-
-
-@dataclass(frozen=True, slots=True)
-class Kick:
-    """What a kick answers. `kicked`: vCPUs inside KVM_RUN then. `renewed`: the hold was open already."""
-
-    hold: str
-    kicked: int
-    kick_ns: int
-    generation: int
-    renewed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """What a resume answers. `pause_ns`: from the kick's first request to the resume."""
-
-    pause_ns: int
-    generation: int
 
 
 class Vm:
@@ -77,7 +49,10 @@ class Vm:
         self._memory = GuestMemory(self._meet, engine, ledger)
         self._gate = Gate()
         self._vcpus: dict[int, Vcpu] = {}
+        self._lines: dict[int, Lines] = {}
         self._held = False
+        self._clock = Clock()
+        self._irqchip: Irqchip | None = None
 
     # Looking, which is never gated.
 
@@ -183,8 +158,14 @@ class Vm:
         Raises:
             KvmError: EFAULT where a page has no memslot, a read-only one, or no host mapping; nothing is written then.
         """
+        await self.write_guest_memory_list([access.Write(guest_phys_addr, data)], hold=hold, wait_ms=wait_ms)
+
+    async def write_guest_memory_list(
+        self, writes: Sequence[access.Write], *, hold: str | None = None, wait_ms: int = 0
+    ) -> None:
+        """Make several writes to guest memory, all or none of them; see `write_guest_memory`."""
         async with self._inside(hold, wait_ms) as held:
-            self._memory.write_guest(guest_phys_addr, data, _undo(held))
+            self._memory.write_guest(writes, _undo(held))
 
     # Memslots and dirty logs.
 
@@ -271,10 +252,26 @@ class Vm:
             rings = [vcpu.context.ring for vcpu in self._vcpus.values()]
             count = await self._memory.reset_rings([ring for ring in rings if ring is not None])
             for vcpu in self._vcpus.values():
-                vcpu.end_wait()
+                vcpu.notice()
             return count
 
     # vCPUs.
+
+    async def create_irqchip(self) -> None:
+        """KVM_CREATE_IRQCHIP: add the in-kernel interrupt controller. A `wfi` sleeps inside KVM_RUN then.
+
+        Raises:
+            KvmError: EEXIST where there is one; EINVAL where there are vCPUs already.
+        """
+        with in_ioctl("KVM_CREATE_IRQCHIP"):
+            self._gate.check_open()
+            if self._irqchip is not None:
+                raise KvmError(errno.EEXIST, f"VM {self.id} has an interrupt controller already")
+            if self._vcpus:
+                raise KvmError(errno.EINVAL, f"it comes before the first vCPU, and VM {self.id} has {len(self._vcpus)}")
+            self._irqchip = Irqchip(self._clock, self._lines)
+            if self._held:
+                self._irqchip.stop()
 
     async def create_vcpu(self, vcpu_id: int) -> Vcpu:
         """KVM_CREATE_VCPU; where the VM is held, it starts held.
@@ -288,8 +285,15 @@ class Vm:
                 raise KvmError(errno.EINVAL, f"vCPU id {vcpu_id} is not below {self._limits.vcpus_per_vm}")
             if vcpu_id in self._vcpus:
                 raise KvmError(errno.EEXIST, f"vCPU {vcpu_id} is there already")
-            vcpu = Vcpu(self._meet, vcpu_id, KVM_REQ_HOLD if self._held else 0, self._memory.new_ring())
-            self._vcpus[vcpu_id] = vcpu
+            vcpu = Vcpu(
+                self._meet,
+                vcpu_id,
+                KVM_REQ_HOLD if self._held else 0,
+                clock=self._clock,
+                irqchip=self._irqchip,
+                ring=self._memory.new_ring(),
+            )
+            self._vcpus[vcpu_id], self._lines[vcpu_id] = vcpu, vcpu.lines
             return vcpu
 
     # Kick and resume.
@@ -314,6 +318,7 @@ class Vm:
             opened.kicked_at_ns = time.monotonic_ns()
             kicked = self._running()
             self._held = True
+            self._stop_clock()
             try:
                 await self._meet.stop(KVM_REQ_HOLD, self._meet.contexts, deadline)
             except BaseException as error:
@@ -365,10 +370,12 @@ class Vm:
     async def destroy(self) -> None:
         """End every KVM_RUN and every wait with ECANCELED, and give all memory back."""
         self._gate.close(KvmError(errno.ECANCELED, f"VM {self.id} is destroyed"))
-        self._meet.end_run(KVM_REQ_VM_DEAD, self._meet.contexts)
+        self._meet.post(KVM_REQ_VM_DEAD, self._meet.contexts)
         for vcpu in self._vcpus.values():
-            vcpu.end_wait(KvmError(errno.ECANCELED, f"VM {self.id} is destroyed"))
+            vcpu.notice(KvmError(errno.ECANCELED, f"VM {self.id} is destroyed"))
             await vcpu.run_over()
+        if self._irqchip is not None:
+            self._irqchip.stop()
         self._memory.drop()
 
     # Inside.
@@ -379,8 +386,16 @@ class Vm:
     def _running(self) -> int:
         return sum(vcpu.is_running for vcpu in self._vcpus.values())
 
+    def _stop_clock(self) -> None:
+        self._clock.stop()
+        if self._irqchip is not None:
+            self._irqchip.stop()
+
     def _release(self, became: str | None) -> None:
         self._held = False
+        self._clock.go()
+        if self._irqchip is not None:
+            self._irqchip.go()
         self._meet.go(KVM_REQ_HOLD, self._meet.contexts)
         self._gate.release(became)
 

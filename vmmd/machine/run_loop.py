@@ -2,6 +2,7 @@
 
 port 0x3f8 out: to the console; any other port: nothing written, all ones read
 a full dirty ring: waits for its reset
+HLT: waits for an interrupt
 MMIO that nobody owns: counted as stray, then by the policy: stop this vCPU, or go on with all ones read
 anything else, and every error: ends this vCPU's loop
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 from enum import Enum
 
 from vmmd.kvm.errors import KvmError
-from vmmd.kvm.exits import DirtyRingFullExit, Exit, IoExit, MmioExit
+from vmmd.kvm.exits import DirtyRingFullExit, Exit, HltExit, IoExit, MmioExit
 from vmmd.kvm.uapi import KVM_EXIT_IO_OUT
 from vmmd.kvm.vcpu import Vcpu
 from vmmd.machine.console import CONSOLE_PORT, Console
@@ -32,6 +33,8 @@ async def run_loop(vcpu: Vcpu, owner: object, console: Console, policy: StrayPol
             exit_ = await vcpu.run(data, owner=owner)
             if isinstance(exit_, DirtyRingFullExit):
                 await vcpu.ring_reset()
+            elif isinstance(exit_, HltExit):
+                await vcpu.interrupt_pending()
         except KvmError as error:
             return error
         data = None
@@ -46,7 +49,7 @@ async def run_loop(vcpu: Vcpu, owner: object, console: Console, policy: StrayPol
                 if policy is StrayPolicy.STOP:
                     return exit_
                 data = None if is_write else b"\xff" * exit_.len
-            case DirtyRingFullExit():
+            case DirtyRingFullExit() | HltExit():
                 pass
             case _:
                 return exit_

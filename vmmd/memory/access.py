@@ -9,12 +9,24 @@ from __future__ import annotations
 
 import ctypes
 import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from vmmd.memory import host
 from vmmd.memory.errors import Refused
 from vmmd.memory.limits import U64
 from vmmd.memory.view import Run, View
 
 _UNITS = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Bytes for a guest physical address, and how many zeroes follow them there."""
+
+    guest_phys_addr: int
+    data: bytes
+    zero_bytes: int = 0
 
 
 def load(run: Run, size: int) -> bytes:
@@ -29,12 +41,18 @@ def touch(run: Run, size: int) -> None:
         Refused: ENOMEM where the limit is reached.
     """
     if run.piece is not None:
-        run.piece.touch(run.piece_offset, size)
+        host.touch([(run.piece, run.piece_offset, size)])
 
 
 def store(run: Run, data: bytes) -> None:
     """Write bytes at a run's start; whoever stores marks them in the slot's log, and only after that."""
     _write(_bounded(run, len(data)), data)
+
+
+def zero(run: Run, size: int) -> None:
+    """Have `size` bytes from a run's start read zeroes; what is marked, and when, is as for `store`."""
+    if run.piece is not None:
+        run.piece.zero(run.piece_offset, size)
 
 
 def read_guest(view: View, guest_phys_addr: int, length: int) -> bytes:
@@ -47,22 +65,38 @@ def read_guest(view: View, guest_phys_addr: int, length: int) -> bytes:
 
 
 def write_guest(view: View, guest_phys_addr: int, data: bytes) -> list[tuple[int, int]]:
-    """Copy into guest memory, as kvm_write_guest does, and mark what is logged.
+    """Copy into guest memory, as kvm_write_guest does, and mark what is logged; see `write_guest_list`."""
+    return write_guest_list(view, [Write(guest_phys_addr, data)])
+
+
+def write_guest_list(view: View, writes: Sequence[Write]) -> list[tuple[int, int]]:
+    """Make several writes to guest memory in their order, all or none of them, and mark what is logged.
 
     Returns:
         The userspace ranges that were written, as (address, bytes).
 
     Raises:
-        Refused: EFAULT, before anything is written, where a page has no memslot, no host mapping, or a read-only slot.
+        Refused: before anything is written, EFAULT where a page of any write has no memslot, no host mapping, or a
+            read-only slot, and ENOMEM where the limit is reached.
     """
-    at, written = 0, []
-    for run, size in _runs(view, guest_phys_addr, len(data), writing=True):
-        store(run, data[at : at + size])
+    steps: list[tuple[Run, int, bytes | None]] = []
+    for write in writes:
+        at, zeroes_at = 0, write.guest_phys_addr + len(write.data)
+        for run, size in _runs(view, write.guest_phys_addr, len(write.data), writing=True):
+            steps.append((run, size, write.data[at : at + size]))
+            at += size
+        steps += ((run, size, None) for run, size in _runs(view, zeroes_at, write.zero_bytes, writing=True))
+    host.touch((run.piece, run.piece_offset, size) for run, size, data in steps if run.piece and data is not None)
+    written = []
+    for run, size, data in steps:
+        if data is None:
+            zero(run, size)
+        else:
+            store(run, data)
         log = run.memslot.dirty
         if log is not None and log.bitmap is not None:
             log.bitmap.mark(run.offset, size)
         written.append((run.memslot.userspace_addr + run.offset, size))
-        at += size
     return written
 
 
@@ -99,8 +133,6 @@ def _runs(view: View, start: int, length: int, *, writing: bool) -> list[tuple[R
         if writing and run.memslot.readonly:
             raise Refused(errno.EFAULT, f"slot {run.memslot.slot} at guest_phys_addr {at:#x} is KVM_MEM_READONLY")
         size = min(run.size, end - at)
-        if writing:
-            touch(run, size)
         found.append((run, size))
         at += size
     return found

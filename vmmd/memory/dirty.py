@@ -51,7 +51,7 @@ class DirtyBitmap:
     empty grows with the pages that are marked, which are charged themselves.
     """
 
-    __slots__ = ("__weakref__", "_buffer", "_words", "address", "npages", "size_bytes")
+    __slots__ = ("__weakref__", "_buffer", "_ledger", "_words", "address", "npages", "size_bytes")
 
     def __init__(self, npages: int, words: Words, ledger: Ledger | None = None, *, initially_set: bool = False) -> None:
         self.npages = npages
@@ -60,6 +60,7 @@ class DirtyBitmap:
             ledger.charge(self.size_bytes)
             weakref.finalize(self, ledger.refund, self.size_bytes)
         self._words = words
+        self._ledger = ledger
         self._buffer: mmap.mmap | ctypes.Array[ctypes.c_uint64]
         if self.size_bytes <= _SMALL_BYTES:
             self._buffer = (ctypes.c_uint64 * (self.size_bytes // 8))()
@@ -78,13 +79,22 @@ class DirtyBitmap:
             if rest:
                 ctypes.memset(self.address + full, (1 << rest) - 1, 1)
 
+    def empty_twin(self) -> DirtyBitmap:
+        """Make another one for as many pages, with none of them marked, at the same ledger's cost."""
+        return DirtyBitmap(self.npages, self._words, self._ledger)
+
     def mark(self, offset: int, length: int) -> list[int]:
         """Mark the pages of `length` bytes from byte `offset` of the slot on; give those that were not marked."""
         pages = range(offset >> PAGE_SHIFT, (offset + length - 1 >> PAGE_SHIFT) + 1)
         return [page for page in pages if not self._set(page)]
 
     def unmark(self, page: int) -> None:
-        """Clear the mark of one page."""
+        """Clear the mark of one page; one that is not there has none.
+
+        The page may come out of a ring's entry of a slot that was larger.
+        """
+        if page >= self.npages:
+            return
         mask = (1 << page % _WORD_PAGES).to_bytes(8, "little")
         self._words.clear(self.address + page // _WORD_PAGES * 8, mask)
 
@@ -120,14 +130,24 @@ class DirtyBitmap:
 
 @dataclass(frozen=True, slots=True)
 class DirtyLog:
-    """The log of one memslot. It outlives a MOVE of the slot, and goes with a DELETE or when logging ends.
+    """The log of one memslot. Its bitmap outlives a MOVE of the slot, and goes with a DELETE or when logging ends.
 
     Attributes:
-        marks: what a vCPU's store looks at, and sets where it is clear; with dirty rings, the pages that are in a
-        ring. bitmap: what KVM_GET_DIRTY_LOG gives: the marks themselves, or None where there are only rings, or,
-        beside rings, the
-            pages that were written without a vCPU.
+        marks: what a vCPU's store looks at, and sets where it is clear; with dirty rings, the pages that are in a ring.
+        bitmap: what KVM_GET_DIRTY_LOG gives: the marks themselves, or None where there are only rings, or, beside
+            rings, the pages that were written without a vCPU.
     """
 
     marks: DirtyBitmap
     bitmap: DirtyBitmap | None
+
+    def moved(self) -> DirtyLog:
+        """Return the log of the slot at another place: with rings, a page that is stored to there is put in one again.
+
+        So it is in the kernel, whose translations of the old place go, and with them what tells that a page is logged.
+        """
+        return self if self.marks is self.bitmap else DirtyLog(self.marks.empty_twin(), self.bitmap)
+
+    def for_rings_alone(self) -> DirtyLog:
+        """Return the log from the moment on when rings alone take note: no page is in one yet, whatever was marked."""
+        return DirtyLog(self.marks.empty_twin(), None)

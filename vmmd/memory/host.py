@@ -13,30 +13,49 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+import struct
 import threading
 import weakref
-from bisect import bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import attrgetter
 
 from vmmd.memory.errors import Refused
 from vmmd.memory.limits import PAGE_SIZE, USERSPACE_END, is_page_aligned
+from vmmd.memory.touched import TouchedPages, anonymous
 
-_MAP_NORESERVE = 0x4000
 _FIRST_ADDRESS = 0x10_0000_0000
 _PLACE_ALIGNMENT = 1 << 21
 
+PIECE_RECORD = struct.Struct("<QQQQQ")
+"""A host piece for lookups: userspace_addr, size, host address, bitmap of touched pages or 0, offset in its mapping."""
+
 
 class Ledger:
-    """Counts bytes of guest memory against a limit; a VM's own ledger also charges the daemon's."""
+    """Counts bytes of guest memory against a limit; a VM's own ledger also charges the daemon's.
 
-    def __init__(self, limit_bytes: int, parent: Ledger | None = None) -> None:
+    Attributes:
+        limit_bytes: what it lets through; `setting` is the key of the settings that says so.
+        addresses: the ledger of the sizes of sparse mappings, which take the daemon's address space whole; None: they
+            are not counted.
+        touching: held by whoever touches pages of the mappings that are charged here, or lets them go.
+    """
+
+    def __init__(
+        self, limit_bytes: int, parent: Ledger | None = None, *, setting: str = "", addresses: Ledger | None = None
+    ) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
+        self.addresses = addresses
+        # Workers touch pages side by side.
+        self.touching = threading.Lock()
         self._parent = parent
-        # Mappings die wherever their last reference does, on worker threads too.
-        self._lock = threading.Lock()
+        self._setting = setting
+        # Mappings die wherever their last reference does: on worker threads too, and, where Python collects garbage,
+        # in the middle of a charge.
+        self._lock = threading.RLock()
 
     def charge(self, size: int) -> None:
         """Take `size` bytes.
@@ -46,10 +65,8 @@ class Ledger:
         """
         with self._lock:
             if self.used_bytes + size > self.limit_bytes:
-                raise Refused(
-                    errno.ENOMEM,
-                    f"{size} bytes more than the {self.used_bytes} in use exceed the limit of {self.limit_bytes} bytes",
-                )
+                limit = f"the limit of {self.limit_bytes} bytes" + (f" ({self._setting})" if self._setting else "")
+                raise Refused(errno.ENOMEM, f"{size} bytes more than the {self.used_bytes} in use exceed {limit}")
             self.used_bytes += size
         if self._parent is not None:
             try:
@@ -72,66 +89,68 @@ class Ledger:
 class Mapping:
     """`size` bytes of zeroed anonymous memory of the daemon, without reserved swap.
 
-    An ordinary one is charged whole. A sparse one is charged page by page as they are touched: `touched` is 0 or the
-    host address of a bitmap of them, bit 0 of its first word the first page. A translation covers touched pages only,
-    so no access reaches a page that was not charged.
+    An ordinary one is charged whole. A sparse one is charged page by page as they are touched, and its size is charged
+    to the ledger of addresses for as long as there is anything of it. A translation covers touched pages only, so no
+    access reaches a page that was not charged.
+
+    Attributes:
+        address: where it lies in the daemon.
+        touched: host address of the bitmap of touched pages, see `TouchedPages`, or 0 where all count as touched.
+        ledger: what it is charged to.
     """
 
     def __init__(self, size: int, ledger: Ledger, *, sparse: bool = False) -> None:
         charged = 0 if sparse else size
-        ledger.charge(charged)
-        try:
-            self._pages = _anonymous(size)
-            bits = (size // PAGE_SIZE + 63) // 64 * 8
-            self._bits = _anonymous(bits) if sparse else None
-        except OSError as error:
-            ledger.refund(charged)
-            raise Refused(
-                errno.ENOMEM, f"the host has no {size} bytes of address space left: {error.strerror}"
-            ) from None
+        addresses = ledger.addresses if sparse else None
+        with ExitStack() as taken:
+            ledger.charge(charged)
+            taken.callback(ledger.refund, charged)
+            if addresses is not None:
+                addresses.charge(size)
+                taken.callback(addresses.refund, size)
+            self._pages = anonymous(size)
+            self._touched = TouchedPages(size // PAGE_SIZE) if sparse else None
+            taken.pop_all()
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._pages))
-        self.touched = ctypes.addressof(ctypes.c_char.from_buffer(self._bits)) if self._bits is not None else 0
+        self.touched = self._touched.address if self._touched is not None else 0
+        self.ledger = ledger
         self._charged = [charged]
-        self._ledger = ledger
-        # Workers touch pages side by side.
-        self._lock = threading.Lock()
         weakref.finalize(self, _refund_rest, ledger, self._charged)
+        if addresses is not None:
+            weakref.finalize(self, addresses.refund, size)
 
     def discard(self, offset: int, size: int) -> None:
         """Give pages that nothing reaches any more back to the system, and their charge to the ledger."""
         self._pages.madvise(mmap.MADV_DONTNEED, offset, size)
-        with self._lock:
-            gone = size if self._bits is None else self._forget(offset, size)
+        with self.ledger.touching:
+            gone = size
+            if self._touched is not None:
+                gone = self._touched.remove(offset // PAGE_SIZE, (offset + size) // PAGE_SIZE) * PAGE_SIZE
             self._charged[0] -= gone
-        self._ledger.refund(gone)
+        self.ledger.refund(gone)
 
-    def touch(self, offset: int, size: int) -> None:
-        """Charge the pages of a range that are not, before it is accessed; in an ordinary mapping all are.
+    def fresh(self, pages: Iterable[int]) -> list[int]:
+        """Return those of some pages that are not charged yet; whoever asks holds `ledger.touching`."""
+        return self._touched.fresh(pages) if self._touched is not None else []
 
-        Raises:
-            Refused: ENOMEM where the limit would be passed; nothing is charged then.
-        """
-        if self._bits is None:
-            return
-        with self._lock:
-            pages = range(offset // PAGE_SIZE, (offset + size - 1) // PAGE_SIZE + 1)
-            fresh = [page for page in pages if not self._bits[page >> 3] >> (page & 7) & 1]
-            self._ledger.charge(len(fresh) * PAGE_SIZE)
+    def add(self, fresh: Sequence[int]) -> None:
+        """Take note of pages that have been charged; see `fresh`."""
+        if self._touched is not None:
+            self._touched.add(fresh)
             self._charged[0] += len(fresh) * PAGE_SIZE
-            for page in fresh:
-                self._bits[page >> 3] |= 1 << (page & 7)
 
-    def _forget(self, offset: int, size: int) -> int:
-        assert self._bits is not None  # noqa: S101
-        gone = 0
-        for page in range(offset // PAGE_SIZE, (offset + size) // PAGE_SIZE):
-            gone += self._bits[page >> 3] >> (page & 7) & 1
-            self._bits[page >> 3] &= ~(1 << (page & 7)) & 0xFF
-        return gone * PAGE_SIZE
+    def zero(self, offset: int, size: int) -> None:
+        """Have a range read zeroes, and cost no more than it did: whole pages go back to the system, charged as before.
 
-
-def _anonymous(size: int) -> mmap.mmap:
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        Pages of a sparse mapping that nobody has touched read zeroes already.
+        """
+        end = offset + size
+        first, last = -(-offset // PAGE_SIZE) * PAGE_SIZE, end // PAGE_SIZE * PAGE_SIZE
+        if first < last:
+            self._pages.madvise(mmap.MADV_DONTNEED, first, last - first)
+        for start, stop in ((offset, min(first, end)), (max(last, first, offset), end)):
+            if start < stop and (self._touched is None or start // PAGE_SIZE in self._touched):
+                ctypes.memset(self.address + start, 0, stop - start)
 
 
 def _refund_rest(ledger: Ledger, charged: list[int]) -> None:
@@ -158,13 +177,14 @@ class Piece:
         return self.mapping.address + self.offset
 
     @property
-    def touched(self) -> int:
-        """Where the bitmap of its mapping's touched pages lies, or 0 where all count as touched."""
-        return self.mapping.touched
+    def record(self) -> bytes:
+        """Its packed form for lookups."""
+        mapping = self.mapping
+        return PIECE_RECORD.pack(self.userspace_addr, self.size, self.host_address, mapping.touched, self.offset)
 
-    def touch(self, offset: int, size: int) -> None:
-        """Charge the pages of a range of it; see `Mapping.touch`."""
-        self.mapping.touch(self.offset + offset, size)
+    def zero(self, offset: int, size: int) -> None:
+        """Have a range of it read zeroes; see `Mapping.zero`."""
+        self.mapping.zero(self.offset + offset, size)
 
     def part(self, start: int, end: int) -> Piece:
         """Return the run of it from userspace address `start` to `end`."""
@@ -175,14 +195,47 @@ class Piece:
         self.mapping.discard(self.offset, self.size)
 
 
+def touch(ranges: Iterable[tuple[Piece, int, int]]) -> None:
+    """Charge the pages of ranges that are not, before they are accessed: all, or none of them.
+
+    Args:
+        ranges: (piece, offset in it, size) each, all of one space.
+
+    Raises:
+        Refused: ENOMEM where the limit would be passed; nothing is charged then.
+    """
+    wanted: dict[Mapping, set[int]] = {}
+    for piece, offset, size in ranges:
+        if piece.mapping.touched and size:
+            start = piece.offset + offset
+            touched = range(start // PAGE_SIZE, (start + size - 1) // PAGE_SIZE + 1)
+            wanted.setdefault(piece.mapping, set()).update(touched)
+    if not wanted:
+        return
+    ledger = next(iter(wanted)).ledger
+    with ledger.touching:
+        fresh = {mapping: mapping.fresh(pages) for mapping, pages in wanted.items()}
+        ledger.charge(sum(map(len, fresh.values())) * PAGE_SIZE)
+        for mapping, pages in fresh.items():
+            mapping.add(pages)
+
+
 _ADDRESS = attrgetter("userspace_addr")
 
 
 @dataclass(frozen=True, slots=True)
 class HostSpace:
-    """The host mappings of a VM, sorted by userspace address."""
+    """The host mappings of a VM, all charged to one ledger.
+
+    Attributes:
+        pieces: sorted by userspace address.
+        records: their packed forms in the same order, for lookups; they hold as long as this space does.
+        full: before none of so many pieces, from the first on, is there room for a mapping. No search looks there.
+    """
 
     pieces: tuple[Piece, ...] = ()
+    records: bytes = b""
+    full: int = 0
 
     def with_mapping(self, size: int, ledger: Ledger, *, sparse: bool = False) -> tuple[HostSpace, int]:
         """Map `size` bytes of zeroes at the lowest gap that holds them; a sparse mapping is charged as it is touched.
@@ -196,17 +249,16 @@ class HostSpace:
         """
         if size <= 0 or not is_page_aligned(size):
             raise Refused(errno.EINVAL, f"size {size:#x} is no positive multiple of the page size {PAGE_SIZE:#x}")
-        at = self._free_address(size)
+        at, index = self._free_place(size)
         piece = Piece(at, size, Mapping(size, ledger, sparse=sparse), 0)
-        index = bisect_right(self.pieces, at, key=_ADDRESS)
-        return HostSpace((*self.pieces[:index], piece, *self.pieces[index:])), at
+        full = index + 1 if index == self.full or size == PAGE_SIZE else self.full
+        return self._with_pieces(index, index, (piece,), full), at
 
     def without(self, start: int, size: int) -> tuple[HostSpace, tuple[Piece, ...]]:
         """Unmap whole pages; as with munmap, a range that holds no mapping is none the worse for it.
 
         Returns:
-            The new space, and the pieces that went. When nothing can reach them any more, the caller discards those
-            whose mapping the new space still holds; the others end with their mapping.
+            The new space, and the pieces that went, which the caller discards when nothing can reach them any more.
 
         Raises:
             Refused: EINVAL where the range is empty, not of whole pages, or no range of userspace addresses.
@@ -214,19 +266,20 @@ class HostSpace:
         end = start + size
         if size <= 0 or not is_page_aligned(start) or not is_page_aligned(size) or end > USERSPACE_END:
             raise Refused(errno.EINVAL, f"[{start:#x}, {end:#x}) is no range of whole pages of userspace addresses")
-        kept: list[Piece] = []
-        gone: list[Piece] = []
-        for piece in self.pieces:
-            low, high = max(start, piece.userspace_addr), min(end, piece.end)
-            if low >= high:
-                kept.append(piece)
-                continue
-            gone.append(piece.part(low, high))
-            if piece.userspace_addr < low:
-                kept.append(piece.part(piece.userspace_addr, low))
-            if high < piece.end:
-                kept.append(piece.part(high, piece.end))
-        return HostSpace(tuple(kept)), tuple(gone)
+        last = bisect_left(self.pieces, end, key=_ADDRESS)
+        first = min(bisect_left(self.pieces, start, key=_ADDRESS), last)
+        if first and self.pieces[first - 1].end > start:
+            first -= 1
+        met = self.pieces[first:last]
+        if not met:
+            return self, ()
+        kept = []
+        if met[0].userspace_addr < start:
+            kept.append(met[0].part(met[0].userspace_addr, start))
+        if met[-1].end > end:
+            kept.append(met[-1].part(end, met[-1].end))
+        gone = tuple(piece.part(max(start, piece.userspace_addr), min(end, piece.end)) for piece in met)
+        return self._with_pieces(first, last, kept, min(self.full, first)), gone
 
     def find(self, userspace_addr: int) -> Piece | None:
         """Return the piece that holds an address, if there is one."""
@@ -242,26 +295,43 @@ class HostSpace:
             Refused: EFAULT, before anything is given, where a page of it is not mapped; ENOMEM where the limit is
             reached.
         """
-        found: list[tuple[int, int]] = []
+        found: list[tuple[Piece, int, int]] = []
         at, end = userspace_addr, userspace_addr + length
         while at < end:
             piece = self.find(at)
             if piece is None:
                 raise Refused(errno.EFAULT, f"userspace address {at:#x} is not mapped")
             size = min(end, piece.end) - at
-            if writing:
-                piece.touch(at - piece.userspace_addr, size)
-            found.append((piece.host_address + at - piece.userspace_addr, size))
+            found.append((piece, at - piece.userspace_addr, size))
             at += size
-        return iter(found)
+        if writing:
+            touch(found)
+        return ((piece.host_address + offset, size) for piece, offset, size in found)
 
-    def _free_address(self, size: int) -> int:
-        at = _FIRST_ADDRESS
-        for piece in self.pieces:
-            if at + size < piece.userspace_addr:
+    def _with_pieces(self, first: int, last: int, middle: Sequence[Piece], full: int) -> HostSpace:
+        """Return the space with `middle` in the place of the pieces from index `first` to before `last`."""
+        size = PIECE_RECORD.size
+        records = b"".join([piece.record for piece in middle])
+        return HostSpace(
+            (*self.pieces[:first], *middle, *self.pieces[last:]),
+            self.records[: first * size] + records + self.records[last * size :],
+            full,
+        )
+
+    def _free_place(self, size: int) -> tuple[int, int]:
+        """Return the lowest address with room for `size` bytes, and the index in `pieces` that goes with it."""
+        pieces, index = self.pieces, self.full
+        at = _place_behind(pieces[index - 1]) if index else _FIRST_ADDRESS
+        while True:
+            behind = bisect_right(pieces, at + size, lo=index, key=_ADDRESS)
+            if behind == index:
                 break
-            # A page stays free between two mappings, so that an overrun meets a hole.
-            at = piece.end + _PLACE_ALIGNMENT & -_PLACE_ALIGNMENT
+            index, at = behind, _place_behind(pieces[behind - 1])
         if at + size > USERSPACE_END:
             raise Refused(errno.ENOMEM, f"no {size:#x} bytes are free among the VM's userspace addresses")
-        return at
+        return at, index
+
+
+def _place_behind(piece: Piece) -> int:
+    # A page stays free between two mappings, so that an overrun meets a hole.
+    return piece.end + _PLACE_ALIGNMENT & -_PLACE_ALIGNMENT

@@ -14,8 +14,8 @@ import ctypes
 import errno
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from operator import attrgetter
 
@@ -128,6 +128,11 @@ class _Chunk:
         records = self._records[:cut] + new.record + self._records[cut + SLOT_RECORD.size :]
         return _Chunk(self.slots[:at] + (new,) + self.slots[at + 1 :], records)
 
+    def with_renewed(self, renewed: Mapping[int, Memslot]) -> _Chunk:
+        """Return the chunk with other slots, by their ids, in the places of those that have them."""
+        slots = tuple(renewed.get(slot.slot, slot) for slot in self.slots)
+        return _Chunk(slots, b"".join([slot.record for slot in slots]))
+
     def part(self, first: int, last: int) -> _Chunk:
         """Return the run of slots from index `first` to before `last`."""
         size = SLOT_RECORD.size
@@ -201,6 +206,21 @@ class Memslots:
         """Return the same slots at another generation: what a rollback publishes."""
         return Memslots(generation, self._chunks, self._ids, self.directory)
 
+    def with_rings_alone(self) -> Memslots:
+        """Return the same slots at the same generation, whose logs take note for dirty rings alone from now on.
+
+        Raises:
+            Refused: ENOMEM where the limit has no room for the marks.
+        """
+        renewed = {
+            slot.slot: replace(slot, dirty=slot.dirty.for_rings_alone()) for slot in self if slot.dirty is not None
+        }
+        chunks = tuple(chunk.with_renewed(renewed) for chunk in self._chunks)
+        ids = self._ids
+        for slot in renewed.values():
+            ids = _with_id(ids, slot.slot, slot)
+        return Memslots(self.generation, chunks, ids, b"".join([chunk.record for chunk in chunks]))
+
     def with_change(self, region: Region, new_log: LogFactory) -> tuple[Memslots, Change]:
         """Return the table after KVM_SET_USER_MEMORY_REGION, one generation on, and what the change was.
 
@@ -256,7 +276,7 @@ class Memslots:
         changed = chunk.with_replaced(old, new, behind)
         if changed is None:
             return self._removed(old)._inserted(new).renumbered(self.generation + 1)
-        return self._with_chunks(index, index + 1, (changed,), self._with_id(new.slot, new))
+        return self._with_chunks(index, index + 1, (changed,), _with_id(self._ids, new.slot, new))
 
     def _removed(self, slot: Memslot) -> Memslots:
         first = self._chunk_of(slot.guest_phys_addr)
@@ -269,23 +289,14 @@ class Memslots:
         if middle and last < len(self._chunks) and len(middle[0].slots) + len(self._chunks[last].slots) <= _JOIN_SLOTS:
             middle = (middle[0].joined(self._chunks[last]),)
             last += 1
-        return self._with_chunks(first, last, middle, self._with_id(slot.slot, None))
+        return self._with_chunks(first, last, middle, _with_id(self._ids, slot.slot, None))
 
     def _inserted(self, slot: Memslot) -> Memslots:
-        ids = self._with_id(slot.slot, slot)
+        ids = _with_id(self._ids, slot.slot, slot)
         if not self._chunks:
             return self._with_chunks(0, 0, (_Chunk((slot,), slot.record),), ids)
         index = self._chunk_of(slot.guest_phys_addr)
         return self._with_chunks(index, index + 1, self._chunks[index].with_slot(slot), ids)
-
-    def _with_id(self, slot_id: int, slot: Memslot | None) -> _Ids:
-        """Return the ids with another slot, or none, under one of them."""
-        high, middle, low = slot_id >> 2 * _FAN_SHIFT, slot_id >> _FAN_SHIFT & _FAN - 1, slot_id & _FAN - 1
-        branch = self._ids[high]
-        leaf = branch[middle]
-        leaf = leaf[:low] + (slot,) + leaf[low + 1 :]
-        branch = branch[:middle] + (leaf,) + branch[middle + 1 :]
-        return self._ids[:high] + (branch,) + self._ids[high + 1 :]
 
     def _chunk_of(self, guest_phys_addr: int) -> int:
         """Return the index of the chunk where an address belongs."""
@@ -336,12 +347,22 @@ def _log_of(region: Region, old: Memslot | None, new_log: LogFactory) -> DirtyLo
     if not region.flags & KVM_MEM_LOG_DIRTY_PAGES:
         return None
     if old is not None and old.dirty is not None:
-        return old.dirty
+        return old.dirty if region.guest_phys_addr == old.guest_phys_addr else old.dirty.moved()
     return new_log(region.memory_size >> PAGE_SHIFT)
 
 
 def _fields(region: Region) -> tuple[int, int, int, int, int]:
     return region.slot, region.flags, region.guest_phys_addr, region.memory_size, region.userspace_addr
+
+
+def _with_id(ids: _Ids, slot_id: int, slot: Memslot | None) -> _Ids:
+    """Return the ids with another slot, or none, under one of them."""
+    high, middle, low = slot_id >> 2 * _FAN_SHIFT, slot_id >> _FAN_SHIFT & _FAN - 1, slot_id & _FAN - 1
+    branch = ids[high]
+    leaf = branch[middle]
+    leaf = leaf[:low] + (slot,) + leaf[low + 1 :]
+    branch = branch[:middle] + (leaf,) + branch[middle + 1 :]
+    return ids[:high] + (branch,) + ids[high + 1 :]
 
 
 def _range(region: Region) -> str:

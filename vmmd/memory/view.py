@@ -12,14 +12,10 @@ mappings, and mapping memory packs nothing of the slots.
 from __future__ import annotations
 
 import itertools
-import struct
 from dataclasses import dataclass
 
 from vmmd.memory.host import HostSpace, Piece
 from vmmd.memory.memslots import CHUNK_RECORD, Memslot, Memslots, address_of
-
-PIECE_RECORD = struct.Struct("<QQQQQ")
-"""A host piece for lookups: userspace_addr, size, host address, bitmap of touched pages or 0, offset in its mapping."""
 
 _numbers = itertools.count(1)
 
@@ -53,7 +49,6 @@ class View:
 
     __slots__ = (
         "_directory",
-        "_pieces",
         "chunks",
         "directory_address",
         "host",
@@ -63,22 +58,14 @@ class View:
         "pieces_address",
     )
 
-    def __init__(self, memslots: Memslots, host: HostSpace, before: View | None = None) -> None:
+    def __init__(self, memslots: Memslots, host: HostSpace) -> None:
         self.memslots = memslots
         self.host = host
         self.number = next(_numbers)
         self._directory = memslots.directory
         self.directory_address = address_of(self._directory)
         self.chunks = len(self._directory) // CHUNK_RECORD.size
-        self._pieces: bytes
-        if before is not None and before.host is host:
-            self._pieces = before._pieces
-        else:
-            self._pieces = b"".join(
-                PIECE_RECORD.pack(piece.userspace_addr, piece.size, piece.host_address, piece.touched, piece.offset)
-                for piece in host.pieces
-            )
-        self.pieces_address = address_of(self._pieces)
+        self.pieces_address = address_of(host.records)
         self.pieces = len(host.pieces)
 
     def find(self, guest_phys_addr: int) -> Run | None:

@@ -282,7 +282,7 @@ def _problem(method: Method, details: Any) -> tuple[str, str]:
             return path, "is missing"
         case "extra_forbidden":
             return path, f"is no parameter here; there are: {', '.join(method.params.positions()) or 'none'}"
-        case "string_too_long" | "too_long":
+        case "string_too_long" | "bytes_too_long" | "too_long":
             return path, f"has more than {details['ctx']['max_length']} {_unit(details)}: {details['input']!r:.60}"
         case "string_too_short" | "too_short":
             return path, f"has fewer than {details['ctx']['min_length']} {_unit(details)}: {details['input']!r:.60}"
@@ -296,8 +296,9 @@ def _unit(details: Any) -> str:
     """Say what the length in one of pydantic's findings counts."""
     if details["type"].startswith("string"):
         return "characters"
-    # What base64 stands for is bytes by the time that it is measured; pydantic's finding knows no type for it.
-    return "bytes" if details["ctx"].get("field_type") == "Value" else "entries"
+    # What base64 stands for is bytes by the time that it is measured; where it may be null pydantic knows no type.
+    is_bytes = details["type"].startswith("bytes") or details["ctx"].get("field_type") == "Value"
+    return "bytes" if is_bytes else "entries"
 
 
 def _invalid_params(method: Method, problems: list[tuple[str, str]]) -> CallError:

@@ -8,6 +8,7 @@ for the text's address. It differs where GNU as would make code that cannot run,
 - `.org`, and an alignment with a byte to fill with, hold in the finished code. GNU ld moves what lies behind an
   alignment of code when it shortens that, unless `.option norelax` stands above.
 - A value that does not fit, a shift of more than 63 bits and a missing value are errors; GNU as warns and goes on.
+- Of the control and status registers those of T64 have names; the others are numbers.
 - `//` begins a comment, and immediates may be forward references and distances between labels.
 - The zeroes with which GNU as fills up a section's end, and GNU ld its start where `origin` is less aligned, are left
   out.

@@ -8,8 +8,10 @@ from enum import Enum
 
 from vmmd.isa.assembler.expressions import Expression
 from vmmd.isa.assembler.relocations import Rule
+from vmmd.isa.assembler.symbols import value_so_far
 from vmmd.isa.assembler.text import Kind, TextError, Tokens, is_operator
-from vmmd.isa.encoding import IMMEDIATES, RD_AT, REGISTERS, RS1_AT, RS2_AT, Format, Immediate
+from vmmd.isa.csrs import CSR_NUMBERS
+from vmmd.isa.encoding import CSR_AT, IMMEDIATES, RD_AT, REGISTERS, RS1_AT, RS2_AT, Format, Immediate
 from vmmd.isa.instructions import Instruction
 
 REGISTER_NUMBERS: dict[str, int] = {
@@ -145,9 +147,37 @@ def _order(name: str, at: int) -> Slot:
     return Slot(name, Shape.EXPRESSION, take)
 
 
+_LAST_CSR = 0xFFF
+_CSR_USAGE = f"write a number from 0 to {_LAST_CSR}, or one of {', '.join(CSR_NUMBERS)}"
+
+
+def _take_csr(draft: Draft, tokens: Tokens) -> None:
+    """Take the name of one of T64's registers, or the number of any: a constant that is known here, as GNU as wants."""
+    name = tokens[0].text if len(tokens) == 1 and tokens[0].kind is Kind.NAME else ""
+    number = CSR_NUMBERS.get(name)
+    draft.word |= (_csr_number(draft.read(tokens), name) if number is None else number) << CSR_AT
+
+
+def _csr_number(expression: Expression, name: str) -> int:
+    """Return the number that an expression gives; `name` is all of it where it is a name alone."""
+    try:
+        value = value_so_far(expression)
+    except TextError:
+        if not name:
+            raise
+        raise TextError(f"{name[:40]} names no CSR of T64 and no constant above: {_CSR_USAGE}", expression.at) from None
+    if not value.is_absolute:
+        raise TextError(f"an address numbers no CSR: {_CSR_USAGE}", expression.at)
+    if not 0 <= value.number <= _LAST_CSR:
+        raise TextError(f"{value.number} numbers no CSR: {_CSR_USAGE}", expression.at)
+    return value.number
+
+
 _RD, _RS1, _RS2 = _register("rd", RD_AT), _register("rs1", RS1_AT), _register("rs2", RS2_AT)
 _IMMEDIATE = Slot("imm", Shape.EXPRESSION, _low)
 _SHIFT = Slot("shamt", Shape.EXPRESSION, _value(Rule.NUMBER))
+_CSR = Slot("csr", Shape.EXPRESSION, _take_csr)
+_SMALL = Slot("imm", Shape.EXPRESSION, _value(Rule.NUMBER))
 _UPPER = Slot("imm", Shape.EXPRESSION, _value(Rule.UPPER, "hi", "pcrel_hi"))
 _ADDRESS = Slot("imm(rs1)", Shape.MEMORY, _take_address)
 _PLACE = Slot("(rs1)", Shape.MEMORY, _take_place)
@@ -170,5 +200,7 @@ SYNTAX: dict[Format, tuple[Slot, ...]] = {
     Format.LR: (_RD, _PLACE),
     Format.PORT_IN: (_RD, _ADDRESS),
     Format.PORT_OUT: (_RD, _ADDRESS),
+    Format.CSR: (_RD, _CSR, _RS1),
+    Format.CSR_IMMEDIATE: (_RD, _CSR, _SMALL),
 }
 """The operands of each format, in the order in which they are written."""

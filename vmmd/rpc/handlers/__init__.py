@@ -13,7 +13,7 @@ from vmmd.api.types import ChangeOptions, GateOptions, Params
 from vmmd.kvm.errors import KvmError
 from vmmd.rpc.handlers import holds, isa, machine, memory, memslots, system, vcpus
 from vmmd.rpc.handlers.registry import HANDLERS, About, Core
-from vmmd.rpc.handlers.translate import EarlyError, call_error, stale
+from vmmd.rpc.handlers.translate import EarlyError, call_error, check_generation
 from vmmd.rpc.scope import BodyScope
 
 __all__ = ["About", "Core", "execute"]
@@ -53,9 +53,7 @@ async def execute(core: Core, method: Method, params: Params, scope: BodyScope) 
 def _check_generation(core: Core, params: Params) -> None:
     if not isinstance(params, ChangeOptions) or params.if_generation is None:
         return
-    vm = core.vm(params)
-    if vm.generation != params.if_generation:
-        raise stale(vm, params.if_generation)
+    check_generation(core.vm(params), params.if_generation)
 
 
 def _fail_hold(core: Core, params: Params, error: KvmError) -> None:

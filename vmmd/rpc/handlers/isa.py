@@ -1,13 +1,17 @@
-"""The assembler, on a thread of its own: a long source takes seconds, and the event loop has others to answer."""
+"""Assembler and disassembler, on a thread of their own: much text takes seconds, and the event loop has others."""
 
 import asyncio
 import errno
 
 from vmmd.api import isa
 from vmmd.isa.assembler import AssemblyError, assemble
+from vmmd.isa.disassemble import disassemble
 from vmmd.kvm.errors import KvmError
 from vmmd.rpc.handlers.registry import Core, handles
 from vmmd.rpc.scope import BodyScope
+
+# A line in the reply, its members' names and the longest text included.
+_LINE_BYTES = 128
 
 
 @handles("isa.assemble")
@@ -17,3 +21,22 @@ async def _assemble(_core: Core, params: isa.AssembleParams, _scope: BodyScope) 
     except AssemblyError as error:
         raise KvmError(errno.EINVAL, str(error), line=error.line, column=error.column) from None
     return isa.AssembleResult(code=assembly.code, symbols=assembly.symbols)
+
+
+@handles("isa.disassemble")
+async def _disassemble(_core: Core, params: isa.DisassembleParams, scope: BodyScope) -> list[isa.Line]:
+    most_bytes = scope.reply_left // _LINE_BYTES * 4
+    if len(params.code) > most_bytes:
+        raise KvmError(
+            errno.E2BIG,
+            f"the lines of {len(params.code)} bytes do not fit in the reply, which has room for those of {most_bytes} "
+            "(limits.reply_bytes); give less code at a time",
+        )
+    try:
+        return await asyncio.to_thread(_lines, params)
+    except ValueError as error:
+        raise KvmError(errno.EINVAL, str(error)) from None
+
+
+def _lines(params: isa.DisassembleParams) -> list[isa.Line]:
+    return [isa.Line(address=at, word=word, text=text) for at, word, text in disassemble(params.code, params.origin)]

@@ -1,9 +1,14 @@
-"""The run loop and the console."""
+"""The run loop, the console, and loading. A file is read on a thread: a large symbol table takes seconds."""
+
+import asyncio
+import errno
 
 from vmmd.api import machine
+from vmmd.isa.elf import ElfError, Image, parse
+from vmmd.machine.loader import load
 from vmmd.machine.run_loop import StrayPolicy
 from vmmd.rpc.handlers.registry import Core, handles
-from vmmd.rpc.handlers.translate import room_bytes
+from vmmd.rpc.handlers.translate import EarlyError, check_generation, room_bytes
 from vmmd.rpc.scope import BodyScope
 
 
@@ -15,6 +20,33 @@ async def _start(core: Core, params: machine.StartParams, _scope: BodyScope) -> 
 @handles("vm.stop")
 async def _stop(core: Core, params: machine.StopParams, _scope: BodyScope) -> None:
     await core.machine(params).stop()
+
+
+@handles("vm.load_elf")
+async def _load_elf(core: Core, params: machine.LoadElfParams, scope: BodyScope) -> machine.LoadElfResult:
+    core.vm(params)
+    try:
+        image, result, size = await asyncio.to_thread(_read_elf, params.data)
+    except ElfError as error:
+        raise EarlyError(errno.EINVAL, f"data is no executable for T64: {error}", part=error.part) from None
+    if size > scope.reply_left:
+        raise EarlyError(
+            errno.E2BIG,
+            f"{len(image.symbols)} symbols take {size} bytes, and the reply has room for {scope.reply_left} "
+            "(limits.reply_bytes); strip the file, or load it in a request of its own",
+        )
+    # Others were served while the file was read.
+    vm = core.vm(params)
+    check_generation(vm, params.if_generation)
+    await load(vm, image, params.vcpu, hold=params.hold, wait_ms=params.wait_ms)
+    return result
+
+
+def _read_elf(data: bytes) -> tuple[Image, machine.LoadElfResult, int]:
+    """Read an executable; give it with the call's result, and with the bytes that the result has as JSON."""
+    image = parse(data)
+    result = machine.LoadElfResult(entry=image.entry, symbols=dict(image.symbols))
+    return image, result, len(result.model_dump_json().encode())
 
 
 @handles("vm.read_console")

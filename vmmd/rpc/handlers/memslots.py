@@ -1,6 +1,9 @@
 """Memslots and their dirty log."""
 
 from vmmd.api import memslots
+from vmmd.kvm.errors import KvmError
+from vmmd.kvm.guest_memory import log_part
+from vmmd.kvm.vm import Vm
 from vmmd.rpc.handlers.registry import Core, handles
 from vmmd.rpc.handlers.translate import check_reply_has_room
 from vmmd.rpc.scope import BodyScope
@@ -43,12 +46,8 @@ async def _get_memory_regions(
 @handles("vm.get_dirty_log")
 async def _get_dirty_log(core: Core, params: memslots.GetDirtyLogParams, scope: BodyScope) -> memslots.DirtyLogResult:
     vm = core.vm(params)
-    pages = params.num_pages
-    if pages is None:
-        slot = vm.memslot(params.slot)
-        pages = slot.npages if slot is not None else 0
     # Fetching clears, so a bitmap that does not fit must be refused before, and not when the reply is written.
-    check_reply_has_room(pages // 8, scope, "num_pages")
+    check_reply_has_room(_size_of_log(vm, params), scope, "num_pages")
     bitmap = await vm.get_dirty_log(
         params.slot,
         first_page=params.first_page,
@@ -57,6 +56,18 @@ async def _get_dirty_log(core: Core, params: memslots.GetDirtyLogParams, scope: 
         wait_ms=params.wait_ms,
     )
     return memslots.DirtyLogResult(bitmap=bitmap)
+
+
+def _size_of_log(vm: Vm, params: memslots.GetDirtyLogParams) -> int:
+    """Give the bytes that are asked for; 0 where the core refuses, whose error comes before one of the reply's room."""
+    slot = vm.memslot(params.slot)
+    log = slot.dirty.bitmap if slot is not None and slot.dirty is not None else None
+    if log is None:
+        return 0
+    try:
+        return log_part(log, params.first_page, params.num_pages)[1]
+    except KvmError:
+        return 0
 
 
 @handles("vm.clear_dirty_log")

@@ -1,11 +1,13 @@
 """What crosses between wire and core in more than one room: errors, exits, and the room that a reply has."""
 
 import errno
+from dataclasses import asdict
 from typing import Any
 
 from vmmd.api import vcpus
 from vmmd.api.errors import errno_name
 from vmmd.api.methods import Method
+from vmmd.api.types import Result
 from vmmd.kvm import exits
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.vm import Vm
@@ -30,6 +32,16 @@ def stale(vm: Vm, if_generation: int) -> EarlyError:
     )
 
 
+def check_generation(vm: Vm, if_generation: int | None) -> None:
+    """Refuse a call that was made for another slot table.
+
+    Raises:
+        EarlyError: ESTALE; the table has moved on.
+    """
+    if if_generation is not None and vm.generation != if_generation:
+        raise stale(vm, if_generation)
+
+
 def call_error(error: KvmError, method: Method) -> CallError:
     """Give the wire's form of a core's error; the ioctl is the method's where the core names none."""
     data: dict[str, Any] = {"errno": errno_name(error.errno) or error.name}
@@ -39,30 +51,25 @@ def call_error(error: KvmError, method: Method) -> CallError:
     return CallError(error.errno, error.message, data | error.data)
 
 
+_MEMBERS: dict[type, tuple[str, type[Result]]] = {
+    exits.MmioExit: ("mmio", vcpus.MmioExit),
+    exits.IoExit: ("io", vcpus.IoExit),
+    exits.HypercallExit: ("hypercall", vcpus.HypercallExit),
+    exits.InternalErrorExit: ("internal", vcpus.InternalExit),
+    exits.DebugExit: ("debug", vcpus.DebugExit),
+    exits.ShutdownExit: ("shutdown", vcpus.ShutdownExit),
+}
+"""Of exits that have data: the member of the result, and its model, whose fields are the exit's."""
+
+
 def exit_result(reason: exits.Exit) -> vcpus.RunResult:
     """Give the wire's form of an exit: its reason, and the member that belongs to it."""
-    match reason:
-        case exits.MmioExit():
-            mmio = vcpus.MmioExit(
-                phys_addr=reason.phys_addr, len=reason.len, is_write=reason.is_write, data=reason.data
-            )
-            return vcpus.RunResult(exit_reason=reason.reason, mmio=mmio)
-        case exits.IoExit():
-            io = vcpus.IoExit(
-                direction=reason.direction, size=reason.size, port=reason.port, count=reason.count, data=reason.data
-            )
-            return vcpus.RunResult(exit_reason=reason.reason, io=io)
-        case exits.HypercallExit():
-            call = vcpus.HypercallExit(nr=reason.nr, args=reason.args)
-            return vcpus.RunResult(exit_reason=reason.reason, hypercall=call)
-        case exits.InternalErrorExit():
-            internal = vcpus.InternalExit(suberror=reason.suberror, phys_addr=reason.phys_addr)
-            return vcpus.RunResult(exit_reason=reason.reason, internal=internal)
-        case exits.ShutdownExit():
-            shutdown = vcpus.ShutdownExit(cause=reason.cause, value=reason.value)
-            return vcpus.RunResult(exit_reason=reason.reason, shutdown=shutdown)
-        case exits.HltExit() | exits.DirtyRingFullExit():
-            return vcpus.RunResult(exit_reason=reason.reason)
+    found = _MEMBERS.get(type(reason))
+    if found is None:
+        return vcpus.RunResult(exit_reason=reason.reason)
+    member, model = found
+    data: dict[str, Any] = {member: model(**asdict(reason))}
+    return vcpus.RunResult(exit_reason=reason.reason, **data)
 
 
 def room_bytes(scope: BodyScope) -> int:

@@ -1,4 +1,4 @@
-"""vCPUs: KVM_RUN, registers, statistics."""
+"""vCPUs: KVM_RUN, registers, interrupts, debugging, statistics."""
 
 from vmmd.api import vcpus
 from vmmd.kvm.vcpu import Stats
@@ -8,6 +8,8 @@ from vmmd.rpc.scope import BodyScope
 
 # One entry of a dirty ring as JSON, with the largest numbers, and what stands around all of them.
 _ENTRY_BYTES, _AROUND_BYTES = 48, 128
+
+_MP_STATE_NAMES = {number: name for name, number in vcpus.MP_STATES.items()}
 
 
 @handles("vm.create_vcpu")
@@ -46,6 +48,31 @@ async def _set_regs(core: Core, params: vcpus.SetRegsParams, _scope: BodyScope) 
 @handles("vcpu.set_immediate_exit")
 async def _set_immediate_exit(core: Core, params: vcpus.SetImmediateExitParams, _scope: BodyScope) -> None:
     core.vcpu(params).set_immediate_exit(params.value)
+
+
+@handles("vm.create_irqchip")
+async def _create_irqchip(core: Core, params: vcpus.CreateIrqchipParams, _scope: BodyScope) -> None:
+    await core.vm(params).create_irqchip()
+
+
+@handles("vcpu.interrupt")
+async def _interrupt(core: Core, params: vcpus.InterruptParams, _scope: BodyScope) -> None:
+    core.vcpu(params).interrupt()
+
+
+@handles("vcpu.get_mp_state")
+async def _get_mp_state(core: Core, params: vcpus.GetMpStateParams, _scope: BodyScope) -> str:
+    return _MP_STATE_NAMES[await core.vcpu(params).get_mp_state()]
+
+
+@handles("vcpu.set_mp_state")
+async def _set_mp_state(core: Core, params: vcpus.SetMpStateParams, _scope: BodyScope) -> None:
+    await core.vcpu(params).set_mp_state(vcpus.MP_STATES[params.mp_state])
+
+
+@handles("vcpu.set_guest_debug")
+async def _set_guest_debug(core: Core, params: vcpus.SetGuestDebugParams, _scope: BodyScope) -> None:
+    await core.vcpu(params).set_guest_debug(params.control)
 
 
 @handles("vcpu.get_stats")

@@ -1,0 +1,248 @@
+"""What a worker does with a vCPU while a KVM_RUN is in flight: slices of guest mode, requests, interrupts, sleep.
+
+From `submit` on the vCPU belongs to whichever worker has it: it takes views, serves requests and parks there, without
+the event loop, until there is an exit or an error to hand back.
+
+    submit() --> ready --> a slice on a worker --+--> exit or error, for the event loop
+                   ^             |               |
+                   |             v               |
+                   +-- rotation or go() <-- parked, or asleep after a wfi
+
+It never touches memory but through the view that it has taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections import Counter
+
+from vmmd.isa.context import Context
+from vmmd.isa.engine import ContextGroup
+from vmmd.isa.evaluate import Pending
+from vmmd.isa.outcome import Halt, LostPage, Mmio, Outcome
+from vmmd.isa.stop import Stop
+from vmmd.isa.traps import interrupt_waits, pending_word, take_interrupt
+from vmmd.kvm.errors import KvmError
+from vmmd.kvm.exits import KVM_EXIT_INTR, DebugExit, DirtyRingFullExit, Exit, exit_of
+from vmmd.kvm.irqchip import Irqchip
+from vmmd.kvm.rendezvous import Rendezvous
+from vmmd.kvm.requests import (
+    ENDING,
+    KVM_REQ_DIRTY_RING_SOFT_FULL,
+    KVM_REQ_EVENT,
+    KVM_REQ_HOLD,
+    KVM_REQ_TLB_FLUSH,
+    KVM_REQ_VM_DEAD,
+    PARKING,
+    SIGNAL_PENDING,
+)
+from vmmd.kvm.scheduler import Scheduler
+
+SLICE_INSTRUCTIONS = 400_000
+"""What a vCPU runs before others may have its worker: about a millisecond."""
+
+KVM_RUN = "KVM_RUN"
+
+_SERVED = KVM_REQ_TLB_FLUSH | KVM_REQ_DIRTY_RING_SOFT_FULL | KVM_REQ_EVENT
+"""Requests that a vCPU clears as it looks at what they tell of."""
+
+
+_TURN_IS_OVER = (Stop.BUDGET, Stop.TURN)
+"""Where others that wait may have the worker."""
+
+
+class Run:
+    """One KVM_RUN in flight."""
+
+    __slots__ = ("done", "ends_with", "interrupted", "loop")
+
+    def __init__(self, *, ends_with: KvmError | None) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[Exit] = self.loop.create_future()
+        # Where it is set, the pending exit is completed, no further instruction runs, and the run ends with this.
+        self.ends_with: KvmError | Exit | None = ends_with
+        self.interrupted = False
+
+    def finish(self, result: Exit | BaseException) -> None:
+        """Hand the result to the event loop; called on a worker."""
+        self.loop.call_soon_threadsafe(self._deliver, result)
+
+    def _deliver(self, result: Exit | BaseException) -> None:
+        if isinstance(result, BaseException):
+            self.done.set_exception(result)
+        else:
+            self.done.set_result(result)
+
+
+class Runner:
+    """A vCPU as workers see it.
+
+    Whoever has the vCPU may change the attributes: a worker while a run is in flight, else, or while it is paused, the
+    event loop.
+
+    Attributes:
+        context: the record that it shares with compiled code.
+        group: a group of this vCPU alone.
+        pending: the instruction that waits for userspace, or was answered and not completed yet.
+        halted: whether it waits for an interrupt inside KVM_RUN.
+        single_step: whether each instruction ends in a KVM_EXIT_DEBUG.
+        exits, kicks: counters.
+    """
+
+    def __init__(self, rendezvous: Rendezvous, context: Context, irqchip: Irqchip | None) -> None:
+        self.context = context
+        self.group = ContextGroup((context,))
+        self.pending: Pending | None = None
+        self.halted = False
+        self.single_step = False
+        self.exits: Counter[str] = Counter()
+        self.kicks = 0
+        self._rendezvous = rendezvous
+        self._irqchip = irqchip
+        self._run: Run | None = None
+
+    # On any thread.
+
+    @property
+    def may_go(self) -> bool:
+        """See `Parkable`."""
+        requests = self.context.record.requests
+        return bool(requests & ENDING or not (requests & PARKING or self._sleeps))
+
+    @property
+    def _sleeps(self) -> bool:
+        return self.halted and self.pending is None and not interrupt_waits(self.context)
+
+    @property
+    def _ring_is_full(self) -> bool:
+        return self.context.ring is not None and self.context.ring.is_soft_full
+
+    def raise_interrupts(self, bits: int) -> None:
+        """See `Lines`."""
+        self._rendezvous.engine.set_bits(pending_word(self.context), bits)
+        self._rendezvous.post(KVM_REQ_EVENT, self.group)
+
+    def lower_interrupts(self, bits: int) -> None:
+        """See `Lines`."""
+        self._rendezvous.engine.clear(pending_word(self.context), bits.to_bytes(8, "little"))
+
+    # On the event loop.
+
+    def submit(self, run: Run) -> None:
+        """Hand the vCPU to the workers for a run; it has none."""
+        self._run = run
+        self._rendezvous.scheduler.submit(self)
+
+    def answer(self, data: bytes | None) -> None:
+        """Take userspace's answer to what is pending; the one of an interrupted run stands until there is another.
+
+        Raises:
+            KvmError: EINVAL where `data` does not fit what is pending.
+        """
+        pending = self.pending
+        size = pending.answer_size if pending is not None else 0
+        if data is not None and len(data) != size:
+            waits = f"{size} bytes are waited for" if size else "no read of the guest waits for data"
+            raise KvmError(errno.EINVAL, f"data has {len(data)} bytes, and {waits}", KVM_RUN)
+        if pending is not None and (data is not None or pending.piece not in pending.done):
+            pending.answer(data if data is not None else bytes(size))
+
+    # On a worker.
+
+    def run_slice(self, scheduler: Scheduler) -> bool:
+        """Run until there is a result, or it is another vCPU's turn."""
+        run = self._run
+        assert run is not None, "a vCPU is queued by KVM_RUN alone"  # noqa: S101
+        result: Exit | bool | BaseException
+        try:
+            result = self._slice(run, scheduler)
+        except KvmError as error:
+            # Without its frames, which would keep the view alive: an error and the frame that holds it are a cycle.
+            result = error.with_traceback(None)
+        except BaseException as error:
+            result = error
+        if isinstance(result, bool):
+            return result
+        if not isinstance(result, BaseException):
+            self.exits[result.reason] += 1
+        if self._ring_is_full:
+            # As in KVM, the request stands whatever the run ended with: the next one ends at once too, until a reset.
+            self._rendezvous.engine.post(self.group, KVM_REQ_DIRTY_RING_SOFT_FULL)
+        run.finish(result)
+        return False
+
+    def _slice(self, run: Run, scheduler: Scheduler) -> Exit | bool:
+        """Return an exit, or whether to be queued again."""
+        rendezvous, record = self._rendezvous, self.context.record
+        while True:
+            if record.requests and self._serve_requests(run):
+                return False
+            if run.ends_with is not None and self.pending is None:
+                if isinstance(run.ends_with, KvmError):
+                    raise run.ends_with
+                return run.ends_with
+            if self._sleeps:
+                if rendezvous.park(self):
+                    return False
+                continue
+            if self.pending is None:
+                self.halted = False
+                take_interrupt(self.context, rendezvous.engine)
+            view = rendezvous.view
+            self.context.take_view(view)
+            one = self.single_step or run.ends_with is not None
+            record.budget = 1 if one else SLICE_INSTRUCTIONS
+            retired = record.retired
+            ran = rendezvous.engine.run(self.context, view, self.pending)
+            if record.retired != retired:
+                self.pending = None
+            if ran is Stop.BUDGET and self.single_step and run.ends_with is None:
+                return DebugExit(record.pc, None)
+            if ran in _TURN_IS_OVER and run.ends_with is None and scheduler.others_wait:
+                return True
+            if not isinstance(ran, Stop) and not self._serve_inside(ran):
+                return self._leave(ran)
+
+    def _serve_requests(self, run: Run) -> bool:
+        """Serve what is requested; tell whether the vCPU is parked now."""
+        requests = self.context.record.requests
+        if requests & KVM_REQ_VM_DEAD:
+            raise KvmError(errno.ECANCELED, "the VM is destroyed", KVM_RUN)
+        if requests & SIGNAL_PENDING:
+            run.interrupted = True
+            run.ends_with = KvmError(errno.EINTR, "the run was interrupted", KVM_RUN, exit_reason=KVM_EXIT_INTR)
+            if self.pending is None or requests & PARKING:
+                raise run.ends_with
+            # As in KVM, a pending exit is completed before the signal is looked at.
+            self._rendezvous.engine.retract(self.group, SIGNAL_PENDING)
+        if requests & PARKING:
+            if run.interrupted and isinstance(run.ends_with, KvmError):
+                raise run.ends_with
+            self.kicks += bool(requests & KVM_REQ_HOLD)
+            return self._rendezvous.park(self)
+        self._rendezvous.engine.retract(self.group, requests & _SERVED)
+        if requests & KVM_REQ_DIRTY_RING_SOFT_FULL and self._ring_is_full:
+            run.ends_with = run.ends_with or DirtyRingFullExit()
+        return False
+
+    def _serve_inside(self, ran: Outcome | Pending) -> bool:
+        """Do what the in-kernel interrupt controller does; tell whether that was all, and the guest goes on."""
+        if self._irqchip is None:
+            return False
+        if isinstance(ran, Halt):
+            self.halted = True
+            return True
+        if isinstance(ran, Pending) and isinstance(ran.outcome, Mmio) and self._irqchip.owns(ran.outcome):
+            ran.answer(self._irqchip.access(ran.outcome))
+            self.pending = ran
+            return True
+        return False
+
+    def _leave(self, ran: Outcome | Pending) -> Exit:
+        self.pending = ran if isinstance(ran, Pending) else None
+        outcome = ran.outcome if isinstance(ran, Pending) else ran
+        if isinstance(outcome, LostPage):
+            sentence = f"no host memory below guest_phys_addr {outcome.phys_addr:#x}: {outcome.why}"
+            raise KvmError(errno.EFAULT, sentence, KVM_RUN)
+        return exit_of(outcome)
