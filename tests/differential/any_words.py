@@ -11,8 +11,8 @@ import random
 from dataclasses import dataclass
 
 from tests.differential.program import word_of
-from tests.isa.turns import run
 from tests.isa.machine import HOST_BYTES, BareMachine, bare_machine
+from tests.isa.turns import run
 from vmmd.isa.csrs import CSR_NUMBERS, CSRS, INTERRUPTS, MSTATUS_MIE, MSTATUS_MPIE
 from vmmd.isa.encoding import CSR_AT, RD_AT, RS1_AT, Format
 from vmmd.isa.engine import Engine, Ran

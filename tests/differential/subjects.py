@@ -15,8 +15,8 @@ from unicorn import UC_ARCH_RISCV, UC_HOOK_BLOCK, UC_MODE_RISCV64, Uc, UcError
 from unicorn.riscv_const import UC_RISCV_REG_PC, UC_RISCV_REG_X0
 
 from tests.differential.program import CODE_AT, CODE_BYTES, DATA_AT, DATA_BYTES, REGIONS, Program
-from tests.isa.turns import run
 from tests.isa.machine import bare_machine
+from tests.isa.turns import run
 from vmmd.isa.decode import decode
 from vmmd.isa.engine import Engine
 from vmmd.isa.stop import Stop

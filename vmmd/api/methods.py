@@ -188,7 +188,7 @@ _MEMSLOTS = (
         "Switch a capability of the VM on.",
         changes=True,
         ioctl="KVM_ENABLE_CAP",
-        errors=("EINVAL", "E2BIG", "EBUSY"),
+        errors=("EINVAL", "E2BIG", "EBUSY", "ENOMEM"),
     ),
     Method(
         "vm.reset_dirty_rings",
