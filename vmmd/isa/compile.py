@@ -279,7 +279,7 @@ def _define_run(module: ir.Module, parts: Parts, enter: ir.Function) -> None:
     function.attributes.add("nounwind")
     code = Code(parts, function)
     b = code.b
-    refused = b.call(enter, [b.ptrtoint(code.context, I64), number(IN_GUEST_MODE)])
+    refused = b.call(enter, [b.ptrtoint(code.context, I64), number(IN_GUEST_MODE), number(0)])
     with b.if_then(b.icmp_unsigned("!=", refused, number(ENTERED)), likely=False):
         b.ret(refused)
     code.put("chunk", number(0))

@@ -46,11 +46,12 @@ Ran = Stop | Outcome | Pending
 class Engine(Words, Protocol):
     """What the vCPUs run on. `Words` are its atomic steps on dirty logs."""
 
-    def run(self, context: Context, view: View, pending: Pending | None = None) -> Ran:
+    def run(self, context: Context, view: View, pending: Pending | None = None, deferred: int = 0) -> Ran:
         """Enter guest mode and run until the budget is used up, a request waits, the guest leaves, or a turn is over.
 
         The context has taken `view`, and the caller keeps it. A pending instruction, which has its answer, comes
-        first; where the vCPU may not enter, it stays pending. `Stop.INSTRUCTION` is never returned.
+        first, and requests of `deferred` do not keep it from being completed; where the vCPU may not enter, it stays
+        pending. `Stop.INSTRUCTION` is never returned.
         """
 
     def post(self, group: ContextGroup, requests: int) -> None:
@@ -77,7 +78,7 @@ class CompiledEngine:
 
         self._native = Native(cache_dir)
 
-    def run(self, context: Context, view: View, pending: Pending | None = None) -> Ran:
+    def run(self, context: Context, view: View, pending: Pending | None = None, deferred: int = 0) -> Ran:
         """See `Engine`."""
         for _ in range(TURN_INSTRUCTIONS):
             if pending is None:
@@ -85,7 +86,7 @@ class CompiledEngine:
                 if stop is not Stop.INSTRUCTION:
                     return stop
             # One instruction in Python, which reads the view outside guest mode, and so enters a mode of its own.
-            refused = self._native.enter(context.address, READING_MEMSLOTS)
+            refused = self._native.enter(context.address, READING_MEMSLOTS, deferred if pending else 0)
             if refused:
                 return Stop(refused)
             if not context.record.budget:
@@ -142,16 +143,18 @@ class EvaluatedEngine:
     def __init__(self) -> None:
         self._lock = threading.RLock()
 
-    def run(self, context: Context, view: View, pending: Pending | None = None) -> Ran:
+    def run(self, context: Context, view: View, pending: Pending | None = None, deferred: int = 0) -> Ran:
         """See `Engine`."""
         record = context.record
+        deferred = deferred if pending else 0
         # The GIL orders these accesses as the compiled engine's fences do.
         record.mode = IN_GUEST_MODE
         try:
-            if not record.requests and record.view_number != ctypes.c_uint64.from_address(record.published).value:
+            stale = record.view_number != ctypes.c_uint64.from_address(record.published).value
+            if stale and not record.requests & ~deferred:
                 return Stop.STALE
             for _ in range(TURN_INSTRUCTIONS):
-                if record.requests:
+                if record.requests & ~deferred:
                     return Stop.REQUEST
                 if not record.budget:
                     return Stop.BUDGET
@@ -160,7 +163,7 @@ class EvaluatedEngine:
                     _note_full_ring(self, context)
                 if outcome is not None:
                     return outcome
-                pending = None
+                pending, deferred = None, 0
             return Stop.TURN
         finally:
             record.mode = OUTSIDE_GUEST_MODE

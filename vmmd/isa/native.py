@@ -45,7 +45,7 @@ _DIGEST_BYTES = 32
 U64 = ctypes.c_uint64
 _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "run": (U64, (U64,)),
-    "enter": (U64, (U64, U64)),
+    "enter": (U64, (U64, U64, U64)),
     "leave_mode": (None, (U64,)),
     "post": (None, (U64, U64, U64)),
     "retract": (None, (U64, U64, U64)),

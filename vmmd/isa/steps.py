@@ -47,13 +47,16 @@ def _field(b: ir.IRBuilder, context: ir.Value, name: str) -> ir.Value:
 
 
 def _enter(module: ir.Module) -> ir.Function:
-    """`u64 enter(context, mode)`: take the mode, or back out and return the `Stop`."""
-    function, b = _function(module, "enter", I64, I64, I64)
-    context, mode = function.args
+    """`u64 enter(context, mode, deferred)`: take the mode, or back out and return the `Stop`.
+
+    Requests of `deferred` do not keep the vCPU out.
+    """
+    function, b = _function(module, "enter", I64, I64, I64, I64)
+    context, mode, deferred = function.args
     word = _field(b, context, "mode")
     b.store_atomic(mode, word, "monotonic", 8)
     b.fence("seq_cst")
-    requests = b.load_atomic(_field(b, context, "requests"), "monotonic", 8, typ=I64)
+    requests = b.and_(b.load_atomic(_field(b, context, "requests"), "monotonic", 8, typ=I64), b.not_(deferred))
     published = b.inttoptr(b.load(_field(b, context, "published"), typ=I64), PTR)
     newest = b.load_atomic(published, "monotonic", 8, typ=I64)
     number_taken = b.load(_field(b, context, "view_number"), typ=I64)

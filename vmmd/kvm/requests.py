@@ -18,6 +18,9 @@ KVM_REQ_DIRTY_RING_SOFT_FULL = 1 << 3
 KVM_REQ_EVENT = 1 << 14
 """Interrupts have come or gone: leave guest mode and look. The vCPU clears it."""
 
+KVM_REQ_USERSPACE_KICK = 1 << 40
+"""A raw kick, as proposed: KVM_RUN ends with EINTR. Sticky: only the raw resume clears it."""
+
 KVM_REQ_HOLD = 1 << 33
 """A hold is open: KVM_RUN parks inside. The resume clears it."""
 
@@ -30,5 +33,8 @@ SIGNAL_PENDING = 1 << 63
 PARKING = KVM_REQ_HOLD | KVM_REQ_PAUSE
 """Requests that keep KVM_RUN inside, without running."""
 
-ENDING = KVM_REQ_VM_DEAD | SIGNAL_PENDING
+ENDING = KVM_REQ_VM_DEAD | KVM_REQ_USERSPACE_KICK | SIGNAL_PENDING
 """Requests that end KVM_RUN, a parked one too."""
+
+COMPLETING = KVM_REQ_USERSPACE_KICK | KVM_REQ_DIRTY_RING_SOFT_FULL | SIGNAL_PENDING
+"""Requests that are looked at behind the completion of a pending exit, as in KVM, and keep no vCPU from it."""

@@ -18,24 +18,25 @@ import errno
 from collections import Counter
 
 from vmmd.isa.context import Context
-from vmmd.isa.engine import ContextGroup
+from vmmd.isa.engine import ContextGroup, Ran
 from vmmd.isa.evaluate import Pending
 from vmmd.isa.outcome import Halt, LostPage, Mmio, Outcome
 from vmmd.isa.stop import Stop
 from vmmd.isa.traps import interrupt_waits, pending_word, take_interrupt
 from vmmd.kvm.errors import KvmError
-from vmmd.kvm.exits import KVM_EXIT_INTR, DebugExit, DirtyRingFullExit, Exit, exit_of
+from vmmd.kvm.exits import KVM_EXIT_INTR, KVM_EXIT_UNKNOWN, DebugExit, DirtyRingFullExit, Exit, exit_of
 from vmmd.kvm.irqchip import Irqchip
 from vmmd.kvm.rendezvous import Rendezvous
 from vmmd.kvm.requests import (
+    COMPLETING,
     ENDING,
     KVM_REQ_DIRTY_RING_SOFT_FULL,
     KVM_REQ_EVENT,
     KVM_REQ_HOLD,
     KVM_REQ_TLB_FLUSH,
+    KVM_REQ_USERSPACE_KICK,
     KVM_REQ_VM_DEAD,
     PARKING,
-    SIGNAL_PENDING,
 )
 from vmmd.kvm.scheduler import Scheduler
 
@@ -44,7 +45,7 @@ SLICE_INSTRUCTIONS = 400_000
 
 KVM_RUN = "KVM_RUN"
 
-_SERVED = KVM_REQ_TLB_FLUSH | KVM_REQ_DIRTY_RING_SOFT_FULL | KVM_REQ_EVENT
+_SERVED = KVM_REQ_TLB_FLUSH | KVM_REQ_EVENT
 """Requests that a vCPU clears as it looks at what they tell of."""
 
 
@@ -52,17 +53,27 @@ _TURN_IS_OVER = (Stop.BUDGET, Stop.TURN)
 """Where others that wait may have the worker."""
 
 
+def signalled() -> KvmError:
+    """Return the error of a run that a signal ended."""
+    return KvmError(errno.EINTR, "the run was interrupted", KVM_RUN, exit_reason=KVM_EXIT_INTR)
+
+
+def kicked(exit_reason: str) -> KvmError:
+    """Return the error of a run that a raw kick ended; the reason is the round's, stored but not delivered."""
+    sentence = "the VM was kicked; KVM_RUN gives this until vm.resume_all_kicked_vcpus"
+    return KvmError(errno.EINTR, sentence, KVM_RUN, exit_reason=exit_reason)
+
+
 class Run:
     """One KVM_RUN in flight."""
 
-    __slots__ = ("done", "ends_with", "interrupted", "loop")
+    __slots__ = ("done", "ends_with", "loop")
 
     def __init__(self, *, ends_with: KvmError | None) -> None:
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[Exit] = self.loop.create_future()
         # Where it is set, the pending exit is completed, no further instruction runs, and the run ends with this.
         self.ends_with: KvmError | Exit | None = ends_with
-        self.interrupted = False
 
     def finish(self, result: Exit | BaseException) -> None:
         """Hand the result to the event loop; called on a worker."""
@@ -166,63 +177,64 @@ class Runner:
             return result
         if not isinstance(result, BaseException):
             self.exits[result.reason] += 1
-        if self._ring_is_full:
-            # As in KVM, the request stands whatever the run ended with: the next one ends at once too, until a reset.
-            self._rendezvous.engine.post(self.group, KVM_REQ_DIRTY_RING_SOFT_FULL)
         run.finish(result)
         return False
 
     def _slice(self, run: Run, scheduler: Scheduler) -> Exit | bool:
         """Return an exit, or whether to be queued again."""
-        rendezvous, record = self._rendezvous, self.context.record
         while True:
-            if record.requests and self._serve_requests(run):
+            if self.context.record.requests and self._serve_requests(run):
                 return False
             if run.ends_with is not None and self.pending is None:
                 if isinstance(run.ends_with, KvmError):
                     raise run.ends_with
                 return run.ends_with
             if self._sleeps:
-                if rendezvous.park(self):
+                if self._rendezvous.park(self):
                     return False
                 continue
-            if self.pending is None:
-                self.halted = False
-                take_interrupt(self.context, rendezvous.engine)
-            view = rendezvous.view
-            self.context.take_view(view)
-            one = self.single_step or run.ends_with is not None
-            record.budget = 1 if one else SLICE_INSTRUCTIONS
-            retired = record.retired
-            ran = rendezvous.engine.run(self.context, view, self.pending)
-            if record.retired != retired:
-                self.pending = None
-            if ran is Stop.BUDGET and self.single_step and run.ends_with is None:
-                return DebugExit(record.pc, None)
-            if ran in _TURN_IS_OVER and run.ends_with is None and scheduler.others_wait:
-                return True
+            ran, completing = self._enter(run)
+            if ran in _TURN_IS_OVER and run.ends_with is None:
+                if self.single_step and ran is Stop.BUDGET:
+                    return DebugExit(self.context.record.pc, None)
+                if scheduler.others_wait:
+                    return True
             if not isinstance(ran, Stop) and not self._serve_inside(ran):
-                return self._leave(ran)
+                return self._leave(ran, completing=completing)
+
+    def _enter(self, run: Run) -> tuple[Ran, bool]:
+        """Enter guest mode in the newest view; return what came of it, and whether an exit is still to be completed."""
+        rendezvous, record = self._rendezvous, self.context.record
+        if self.pending is None:
+            self.halted = False
+            take_interrupt(self.context, rendezvous.engine)
+        view = rendezvous.view
+        self.context.take_view(view)
+        record.budget = 1 if self.single_step or run.ends_with is not None else SLICE_INSTRUCTIONS
+        retired = record.retired
+        ran = rendezvous.engine.run(self.context, view, self.pending, COMPLETING)
+        if record.retired != retired:
+            self.pending = None
+        return ran, self.pending is not None
 
     def _serve_requests(self, run: Run) -> bool:
         """Serve what is requested; tell whether the vCPU is parked now."""
         requests = self.context.record.requests
         if requests & KVM_REQ_VM_DEAD:
             raise KvmError(errno.ECANCELED, "the VM is destroyed", KVM_RUN)
-        if requests & SIGNAL_PENDING:
-            run.interrupted = True
-            run.ends_with = KvmError(errno.EINTR, "the run was interrupted", KVM_RUN, exit_reason=KVM_EXIT_INTR)
+        if requests & ENDING:
+            run.ends_with = kicked(KVM_EXIT_UNKNOWN) if requests & KVM_REQ_USERSPACE_KICK else signalled()
             if self.pending is None or requests & PARKING:
                 raise run.ends_with
-            # As in KVM, a pending exit is completed before the signal is looked at.
-            self._rendezvous.engine.retract(self.group, SIGNAL_PENDING)
         if requests & PARKING:
-            if run.interrupted and isinstance(run.ends_with, KvmError):
-                raise run.ends_with
             self.kicks += bool(requests & KVM_REQ_HOLD)
             return self._rendezvous.park(self)
-        self._rendezvous.engine.retract(self.group, requests & _SERVED)
-        if requests & KVM_REQ_DIRTY_RING_SOFT_FULL and self._ring_is_full:
+        is_full = self._ring_is_full
+        self._rendezvous.engine.retract(
+            self.group, requests & (_SERVED if is_full else _SERVED | KVM_REQ_DIRTY_RING_SOFT_FULL)
+        )
+        if is_full:
+            # As in KVM, its request stands: the next run ends at once too, until a reset.
             run.ends_with = run.ends_with or DirtyRingFullExit()
         return False
 
@@ -239,9 +251,13 @@ class Runner:
             return True
         return False
 
-    def _leave(self, ran: Outcome | Pending) -> Exit:
+    def _leave(self, ran: Outcome | Pending, *, completing: bool) -> Exit:
         self.pending = ran if isinstance(ran, Pending) else None
         outcome = ran.outcome if isinstance(ran, Pending) else ran
+        if self.context.record.requests & KVM_REQ_USERSPACE_KICK and not completing:
+            # As it was proposed: an exit of the round in which the kick came is lost to userspace. The next run
+            # completes it, whatever its data is.
+            raise kicked(KVM_EXIT_UNKNOWN if isinstance(outcome, LostPage) else exit_of(outcome).reason)
         if isinstance(outcome, LostPage):
             sentence = f"no host memory below guest_phys_addr {outcome.phys_addr:#x}: {outcome.why}"
             raise KvmError(errno.EFAULT, sentence, KVM_RUN)
