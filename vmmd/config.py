@@ -95,6 +95,12 @@ class LimitSettings(BaseModel):
         default=1000, ge=0, description="How long a kick waits for its turn where it does not say, in milliseconds."
     )
     max_wait_ms: int = Field(default=60_000, ge=0, description="The longest wait_ms of a call, in milliseconds.")
+    lease_ms: int = Field(
+        default=5000,
+        ge=1,
+        description="How long a hold stays open without a renewal where its kick does not say, in milliseconds.",
+    )
+    max_lease_ms: int = Field(default=60_000, ge=1, description="The longest lease_ms of a hold, in milliseconds.")
 
 
 class Settings(BaseSettings):

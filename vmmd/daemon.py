@@ -122,6 +122,8 @@ def _core_limits(settings: Settings) -> Limits:
         vcpus_per_vm=limits.vcpus_per_vm,
         wait_ms=limits.wait_ms,
         max_wait_ms=limits.max_wait_ms,
+        lease_ms=limits.lease_ms,
+        max_lease_ms=limits.max_lease_ms,
         sparse_mapping_bytes=limits.sparse_mapping_bytes,
         sparse_mapping_bytes_per_vm=limits.sparse_mapping_bytes_per_vm,
     )

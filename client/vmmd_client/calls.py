@@ -186,13 +186,17 @@ def harvest_dirty_ring(
 
 
 def kick_all_running_vcpus(
-    vm: str, hold: str, wait_ms: int | None = None, **options: Unpack[ChangeOptions]
+    vm: str,
+    hold: str | None = None,
+    wait_ms: int | None = None,
+    lease_ms: int | None = None,
+    **options: Unpack[ChangeOptions],
 ) -> Call[KickResult]:
-    """KVM_KICK_ALL_RUNNING_VCPUS: open the hold."""
-    return _call("vm.kick_all_running_vcpus", _whole, vm=vm, hold=hold, wait_ms=wait_ms, **options)
+    """KVM_KICK_ALL_RUNNING_VCPUS, raw where no hold is named."""
+    return _call("vm.kick_all_running_vcpus", _whole, vm=vm, hold=hold, wait_ms=wait_ms, lease_ms=lease_ms, **options)
 
 
-def resume_all_kicked_vcpus(vm: str, hold: str, **options: Unpack[ChangeOptions]) -> Call[ResumeResult]:
+def resume_all_kicked_vcpus(vm: str, hold: str | None = None, **options: Unpack[ChangeOptions]) -> Call[ResumeResult]:
     """KVM_RESUME_ALL_KICKED_VCPUS: end the hold."""
     return _call("vm.resume_all_kicked_vcpus", _whole, vm=vm, hold=hold, **options)
 

@@ -249,7 +249,7 @@ class Replay:
         if mode == "atomic":
             resume = await self._atomic(score.regions)
             await self._know(score.regions, resume.generation)
-            return [], [resume.pause_ns]
+            return [], [] if resume.pause_ns is None else [resume.pause_ns]
         answered_ns = await self._plain(score.regions)
         return [answered_ns[hole.filled_by] - answered_ns[hole.opened_by] for hole in score.holes], []
 

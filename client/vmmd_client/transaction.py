@@ -234,13 +234,15 @@ class Hold:
     """A hold for those who order the calls themselves: `async with vm.hold() as hold`.
 
     Calls inside pass `hold=hold.name`. When the block ends the hold is resumed, also after an exception: what was done
-    inside stays done, unless a call inside was refused, which has the daemon undo all of it.
+    inside stays done, unless a call inside was refused, which has the daemon undo all of it. A block that takes longer
+    than the lease (`Hold.kick.lease_ms`) renews it, or the daemon takes the hold for forgotten and rolls it back.
     """
 
-    def __init__(self, vm: "Vm", channel: Channel, *, wait_ms: int) -> None:
+    def __init__(self, vm: "Vm", channel: Channel, *, wait_ms: int, lease_ms: int | None) -> None:
         self._vm = vm
         self._channel = channel
         self._wait_ms = wait_ms
+        self._lease_ms = lease_ms
         self._kick: KickResult | None = None
         self._resume: ResumeResult | None = None
         self.name = secrets.token_urlsafe(16)
@@ -270,7 +272,7 @@ class Hold:
     async def __aenter__(self) -> Self:
         try:
             self._kick = await self._channel.send(
-                calls.kick_all_running_vcpus(self._vm.id, self.name, wait_ms=self._wait_ms)
+                calls.kick_all_running_vcpus(self._vm.id, self.name, self._wait_ms, self._lease_ms)
             )
         except (RpcError, ConnectError, ConnectTimeout):
             raise
@@ -279,6 +281,14 @@ class Hold:
             await self._give_back()
             raise
         return self
+
+    async def renew(self) -> None:
+        """Begin the lease anew: the hold stays open for as long again.
+
+        Raises:
+            HoldFailed: a call inside was refused, or the lease had run out; all is rolled back.
+        """
+        await self._channel.send(calls.kick_all_running_vcpus(self._vm.id, self.name, lease_ms=self._lease_ms))
 
     async def _give_back(self) -> None:
         """Resume the hold if it is open; a further cancellation ends the wait alone, and no error of it is told."""

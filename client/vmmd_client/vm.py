@@ -234,17 +234,29 @@ class Vm:
     # Kick and resume.
 
     async def kick_all_running_vcpus(
-        self, hold: str, *, wait_ms: int | None = None, **options: Unpack[ChangeOptions]
+        self,
+        hold: str | None = None,
+        *,
+        wait_ms: int | None = None,
+        lease_ms: int | None = None,
+        **options: Unpack[ChangeOptions],
     ) -> KickResult:
-        """KVM_KICK_ALL_RUNNING_VCPUS: open the hold `hold`; answered when no vCPU is in guest mode.
+        """Open a hold of a name of one's own, or renew it; without a name, kick as it was proposed.
+
+        Args:
+            hold: the hold's name; None: every KVM_RUN ends with EINTR until the raw resume.
+            wait_ms: how long the kick waits for its turn and for the vCPUs; left out: the daemon's setting.
+            lease_ms: for how long the hold stays open without a renewal; left out: the daemon's setting.
+            **options: see `calls.ChangeOptions`.
 
         Raises:
-            KickTimeout: the turn, or the last vCPU, did not come within `wait_ms` (the daemon's default: 1,000).
+            KickTimeout: the turn or the vCPUs did not come in time.
+            HoldFailed: the name has failed or ended.
             StaleGeneration: the slot table has moved on since `if_generation`.
         """
-        return await self._channel.send(calls.kick_all_running_vcpus(self.id, hold, wait_ms, **options))
+        return await self._channel.send(calls.kick_all_running_vcpus(self.id, hold, wait_ms, lease_ms, **options))
 
-    async def resume_all_kicked_vcpus(self, hold: str) -> ResumeResult:
+    async def resume_all_kicked_vcpus(self, hold: str | None = None) -> ResumeResult:
         """KVM_RESUME_ALL_KICKED_VCPUS: end the hold.
 
         Raises:
@@ -253,13 +265,14 @@ class Vm:
         """
         return await self._channel.send(calls.resume_all_kicked_vcpus(self.id, hold))
 
-    def hold(self, *, wait_ms: int = DEFAULT_WAIT_MS) -> Hold:
+    def hold(self, *, wait_ms: int = DEFAULT_WAIT_MS, lease_ms: int | None = None) -> Hold:
         """Open a hold for a block: `async with vm.hold() as hold`.
 
         Args:
             wait_ms: how long to wait for its turn, in milliseconds.
+            lease_ms: for how long it stays open without `Hold.renew`, in milliseconds; None: the daemon's setting.
         """
-        return Hold(self, self._channel, wait_ms=wait_ms)
+        return Hold(self, self._channel, wait_ms=wait_ms, lease_ms=lease_ms)
 
     def transaction(self, *, hold: bool = False, wait_ms: int = DEFAULT_WAIT_MS) -> Transaction:
         """Collect changes of the memory map and make them one: `async with vm.transaction() as t`.

@@ -20,12 +20,17 @@ LEGAL = {
     (State.OPEN, Step.RESUME): State.ENDED,
     (State.FAILED, Step.FAIL): State.FAILED,
     (State.FAILED, Step.RESUME): State.ENDED,
+    (State.OPEN, Step.EXPIRE): State.EXPIRED,
+    (State.FAILED, Step.EXPIRE): State.EXPIRED,
+    (State.EXPIRED, Step.FAIL): State.EXPIRED,
+    (State.EXPIRED, Step.ROLL_BACK): State.ENDED,
 }
 ILLEGAL = [pair for pair in product(State, Step) if pair not in LEGAL]
 ERRNOS = {
     State.OPENING: errno.EBUSY,
     State.OPEN: errno.EINVAL,
     State.FAILED: errno.ECANCELED,
+    State.EXPIRED: errno.ECANCELED,
     State.ENDED: errno.ECANCELED,
 }
 

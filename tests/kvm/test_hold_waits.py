@@ -132,8 +132,8 @@ async def test_a_vcpu_created_while_a_kick_waits_starts_held(held_up: Vm, engine
 
 
 async def test_the_gate_counts_calls_without_a_hold_and_not_those_inside() -> None:
-    gate = Gate()
-    async with gate.inside(None, 0), gate.inside(None, 0):
+    gate = Gate(lambda: 0, 0)
+    async with gate.inside({}), gate.inside({}):
         with refusal(errno.ETIMEDOUT) as late:
             await gate.acquire("a", 0)
         assert "2 calls" in late.value.message

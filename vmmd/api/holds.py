@@ -8,9 +8,14 @@ _HOLD = "The hold's name, chosen by the caller. The name is the key: whoever kno
 
 
 class KickAllRunningVcpusParams(VmParams, ChangeOptions):
-    """Which hold to open."""
+    """Which hold to open, or none: then KVM_RUN gives EINTR until the resume, as it was proposed."""
 
-    hold: HoldName = Field(description=_HOLD)
+    hold: HoldName | None = Field(default=None, description=_HOLD + " Left out: a raw kick, which belongs to nobody.")
+    lease_ms: U32 | None = Field(
+        default=None,
+        description="For how long, in milliseconds, the hold stays open without a renewal, the same kick again; then "
+        "it is rolled back. At most limits.max_lease_ms; left out: limits.lease_ms.",
+    )
     wait_ms: U32 | None = Field(
         default=None,
         description="How long to wait, in milliseconds, for a turn and until vCPUs are out, before ETIMEDOUT; "
@@ -19,22 +24,27 @@ class KickAllRunningVcpusParams(VmParams, ChangeOptions):
 
 
 class KickResult(Result):
-    """The hold that is open now."""
+    """The hold that is open now, or what a raw kick did."""
 
-    hold: str
+    hold: str | None = Field(description="Its name; null for a raw kick.")
     kicked: U32 = Field(description="vCPUs that were inside KVM_RUN.")
     kick_ns: Count = Field(description="Nanoseconds from the request until no vCPU was in guest mode.")
     generation: Count = Field(description="The slot table's generation.")
+    lease_ms: U32 | None = Field(
+        default=None, description="For how long it stays open, in milliseconds; null for a raw kick."
+    )
 
 
 class ResumeAllKickedVcpusParams(VmParams, ChangeOptions):
-    """Which hold to end."""
+    """Which hold to end; without one, every raw kick."""
 
-    hold: HoldName = Field(description=_HOLD)
+    hold: HoldName | None = Field(default=None, description=_HOLD + " Left out: the raw resume.")
 
 
 class ResumeResult(Result):
     """The hold that has ended."""
 
-    pause_ns: Count = Field(description="Nanoseconds for which the vCPUs were kept out of guest mode.")
+    pause_ns: Count | None = Field(
+        description="Nanoseconds for which the vCPUs were kept out of guest mode; null for a raw resume."
+    )
     generation: Count = Field(description="The slot table's generation.")

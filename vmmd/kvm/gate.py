@@ -9,36 +9,61 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
+from collections.abc import Callable
+from typing import TypedDict
 
 from vmmd.kvm.errors import KvmError, as_kvm_error, in_ioctl
 from vmmd.kvm.hold import Hold, Holds, Step
 
 
+class Entry(TypedDict, total=False):
+    """What a gated call may ask for at the gate.
+
+    `hold`: the name of the hold that it belongs to. `wait_ms`: for how many milliseconds it waits while somebody else's
+    is open. `if_generation`: the generation that the slot table is to have, once the call is let in.
+    """
+
+    hold: str | None
+    wait_ms: int
+    if_generation: int | None
+
+
 class Passage:
     """A call's way through the gate, in and out. A class and no generator, since every call takes it."""
 
-    __slots__ = ("_gate", "_hold", "_ioctl", "_name", "_wait_ms")
+    __slots__ = ("_entry", "_gate", "_hold", "_ioctl")
 
-    def __init__(self, gate: Gate, name: str | None, wait_ms: int, ioctl: str | None) -> None:
+    def __init__(self, gate: Gate, entry: Entry, ioctl: str | None) -> None:
         self._gate = gate
-        self._name = name
-        self._wait_ms = wait_ms
+        self._entry = entry
         self._ioctl = ioctl
         self._hold: Hold | None = None
 
     async def __aenter__(self) -> Hold | None:
-        # What nearly every call finds comes first: there is no hold, and none is named.
-        if self._name is not None or not self._gate.is_free:
+        # What nearly every call finds comes first: there is no hold, and nothing is asked for.
+        if self._entry or not self._gate.is_free:
             with in_ioctl(self._ioctl):
-                self._hold = await self._gate.admit(self._name, self._wait_ms)
+                self._hold = await self._gate.admit(self._entry)
         if self._hold is None:
             self._gate.count(1)
+        else:
+            self._hold.calls += 1
         return self._hold
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         hold, self._hold = self._hold, None
         if hold is None:
             self._gate.count(-1)
+        try:
+            self._tell(hold, error)
+        finally:
+            if hold is not None:
+                hold.calls -= 1
+                if not hold.calls:
+                    self._gate.on_idle(hold)
+
+    def _tell(self, hold: Hold | None, error: BaseException | None) -> None:
+        """Fail the hold with an error of the call, and name the ioctl in it."""
         if not isinstance(error, Exception):
             return
         named = as_kvm_error(error, self._ioctl)
@@ -55,12 +80,20 @@ class Passage:
 class Gate:
     """The gate of one VM.
 
+    Args:
+        generation: gives the slot table's generation.
+        max_wait_ms: for how long a call may wait at most, in milliseconds.
+
     Attributes:
         holds: the state machine that it asks.
+        on_idle: told of a hold when the last call inside it is over.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, generation: Callable[[], int], max_wait_ms: int) -> None:
         self.holds = Holds()
+        self.on_idle: Callable[[Hold], None] = lambda _hold: None
+        self._generation = generation
+        self._max_wait_ms = max_wait_ms
         self._under_way = 0
         self._changed: asyncio.Future[None] | None = None
         self._closed: KvmError | None = None
@@ -70,15 +103,16 @@ class Gate:
         """Whether there is no hold, and the VM is not being destroyed."""
         return self.holds.current is None and self._closed is None
 
-    def inside(self, name: str | None, wait_ms: int, ioctl: str | None = None) -> Passage:
+    def inside(self, entry: Entry, ioctl: str | None = None) -> Passage:
         """Be inside for the length of a call: `async with gate.inside(…) as hold`; None where there is no hold.
 
         What fails inside fails the hold, and errors carry the ioctl's name.
 
         Raises:
-            KvmError: as `Holds.admit`; EBUSY for a held VM only after `wait_ms` milliseconds.
+            KvmError: as `Holds.admit`; EBUSY for a held VM only after `wait_ms` milliseconds; ESTALE where the slot
+                table has moved on, which fails the hold too.
         """
-        return Passage(self, name, wait_ms, ioctl)
+        return Passage(self, entry, ioctl)
 
     def count(self, calls: int) -> None:
         """Count calls under way outside any hold, up or down; whoever waits for them looks again."""
@@ -132,16 +166,39 @@ class Gate:
             hold = self.holds.current
         self._wake()
 
-    async def admit(self, name: str | None, wait_ms: int) -> Hold | None:
-        """Let a call in, now or within `wait_ms` milliseconds; see `inside`."""
+    async def admit(self, entry: Entry) -> Hold | None:
+        """Let a call in, now or as soon as it may; see `inside`."""
+        wait_ms = min(entry.get("wait_ms", 0), self._max_wait_ms)
         deadline = asyncio.get_running_loop().time() + wait_ms / 1000
         while True:
             self.check_open()
             try:
-                return self.holds.admit(name, time.monotonic_ns())
+                hold = self.holds.admit(entry.get("hold"), time.monotonic_ns())
+                break
             except KvmError as error:
                 if error.errno != errno.EBUSY or not await self._change(deadline):
                     raise
+        try:
+            self.check_generation(entry.get("if_generation"))
+        except KvmError as stale:
+            if hold is not None:
+                self.fail(hold, stale)
+            raise
+        return hold
+
+    def check_generation(self, wanted: int | None) -> None:
+        """Refuse a call that was made for another slot table.
+
+        Raises:
+            KvmError: ESTALE.
+        """
+        generation = self._generation()
+        if wanted is not None and wanted != generation:
+            raise KvmError(
+                errno.ESTALE,
+                f"the slot table has generation {generation} and not {wanted}; read it with vm.get_memory_regions",
+                generation=generation,
+            )
 
     async def _wait_in_line(self, ticket: asyncio.Future[None], name: str, deadline: float, wait_ms: int) -> None:
         try:

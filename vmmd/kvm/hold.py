@@ -4,10 +4,13 @@ A hold is known by the name that its caller chose; whoever knows the name is ins
 wait in line.
 
     (nothing) --kick--> OPENING --quiet--> OPEN --resume--> ENDED
-                           |                 |
-                           | gave up         | a call inside fails
-                           v                 v
-                         ENDED            FAILED --resume--> ENDED, rolled back
+                           |                 |  |
+                           | gave up         |  | a call inside fails
+                           v                 |  v
+                         ENDED               |  FAILED --resume--> ENDED, rolled back
+                                             |  |
+                                             v  v  the lease ran out
+                                            EXPIRED --the last call inside ended--> ENDED, rolled back
 
 It keeps what a rollback needs, and does none of it. It has no lock and never waits: `vm` drives it on the event loop.
 """
@@ -38,6 +41,7 @@ class State(Enum):
     OPENING = "opening"
     OPEN = "open"
     FAILED = "failed"
+    EXPIRED = "expired"
     ENDED = "ended"
 
 
@@ -50,6 +54,8 @@ class Step(Enum):
     FAIL = "a failure inside"
     GIVE_UP = "a kick that could not be finished"
     RESUME = "resume"
+    EXPIRE = "the owner has left"
+    ROLL_BACK = "nobody is inside any more"
 
 
 TRANSITIONS: dict[tuple[State, Step], State] = {
@@ -61,6 +67,10 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (State.OPEN, Step.RESUME): State.ENDED,
     (State.FAILED, Step.FAIL): State.FAILED,
     (State.FAILED, Step.RESUME): State.ENDED,
+    (State.OPEN, Step.EXPIRE): State.EXPIRED,
+    (State.FAILED, Step.EXPIRE): State.EXPIRED,
+    (State.EXPIRED, Step.FAIL): State.EXPIRED,
+    (State.EXPIRED, Step.ROLL_BACK): State.ENDED,
 }
 """Every legal step. Any other is refused, and changes nothing."""
 
@@ -68,26 +78,32 @@ _REFUSALS: dict[State, tuple[int, str]] = {
     State.OPENING: (errno.EBUSY, "is still waiting for its vCPUs"),
     State.OPEN: (errno.EINVAL, "is open already"),
     State.FAILED: (errno.ECANCELED, "has failed; its resume rolls back"),
+    State.EXPIRED: (errno.ECANCELED, "has lost its lease, and is being rolled back"),
     State.ENDED: (errno.ECANCELED, "has ended"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Kick:
-    """What a kick answers. `kicked`: vCPUs inside KVM_RUN then. `renewed`: the hold was open already."""
+    """What a kick answers; a raw one has no hold and no lease.
 
-    hold: str
+    `kicked`: vCPUs inside KVM_RUN then. `lease_ms`: for how many milliseconds the hold stays open without a renewal.
+    `renewed`: it was open already.
+    """
+
+    hold: str | None
     kicked: int
     kick_ns: int
     generation: int
+    lease_ms: int | None
     renewed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """What a resume answers. `pause_ns`: from the kick's first request to the resume."""
+    """What a resume answers. `pause_ns`: from the kick's first request to the resume; a raw one does not know."""
 
-    pause_ns: int
+    pause_ns: int | None
     generation: int
 
 
@@ -107,11 +123,13 @@ class Undo:
 
 @dataclass(slots=True)
 class Hold:
-    """One hold. Times are of a monotonic clock in nanoseconds."""
+    """One hold. Times are of a monotonic clock in nanoseconds. `calls`: how many are inside now."""
 
     name: str
     state: State = State.OPENING
     kicked_at_ns: int = 0
+    calls: int = 0
+    became: str | None = None
     undo: Undo | None = None
     error: KvmError | None = None
 

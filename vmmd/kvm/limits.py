@@ -14,5 +14,7 @@ class Limits:
     vcpus_per_vm: int
     wait_ms: int = 1000
     max_wait_ms: int = 60_000
+    lease_ms: int = 5000
+    max_lease_ms: int = 60_000
     sparse_mapping_bytes: int = 64 << 40
     sparse_mapping_bytes_per_vm: int = 16 << 40

@@ -61,7 +61,7 @@ def signalled() -> KvmError:
 def kicked(exit_reason: str) -> KvmError:
     """Return the error of a run that a raw kick ended; the reason is the round's, stored but not delivered."""
     sentence = "the VM was kicked; KVM_RUN gives this until vm.resume_all_kicked_vcpus"
-    return KvmError(errno.EINTR, sentence, KVM_RUN, exit_reason=exit_reason)
+    return KvmError(errno.EINTR, sentence, KVM_RUN, exit_reason=exit_reason, kicked=True)
 
 
 class Run:

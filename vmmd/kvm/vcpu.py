@@ -21,7 +21,7 @@ from vmmd.kvm.errors import KvmError
 from vmmd.kvm.exits import KVM_EXIT_INTR, KVM_EXIT_UNKNOWN, Exit
 from vmmd.kvm.irqchip import Irqchip
 from vmmd.kvm.rendezvous import Rendezvous
-from vmmd.kvm.requests import KVM_REQ_DIRTY_RING_SOFT_FULL, KVM_REQ_PAUSE, SIGNAL_PENDING
+from vmmd.kvm.requests import KVM_REQ_DIRTY_RING_SOFT_FULL, KVM_REQ_PAUSE, KVM_REQ_USERSPACE_KICK, SIGNAL_PENDING
 from vmmd.kvm.runner import KVM_RUN, Run, Runner
 from vmmd.kvm.uapi import (
     GUESTDBG_FLAGS,
@@ -169,6 +169,14 @@ class Vcpu:
             KvmError: EINTR where the vCPU is signalled meanwhile, ECANCELED where the VM is destroyed.
         """
         await self._until(lambda: interrupt_waits(self.context))
+
+    async def resumed(self) -> None:
+        """Wait until no raw kick keeps the vCPU out of KVM_RUN.
+
+        Raises:
+            KvmError: EINTR where the vCPU is signalled meanwhile, ECANCELED where the VM is destroyed.
+        """
+        await self._until(lambda: not self.context.record.requests & KVM_REQ_USERSPACE_KICK)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():

@@ -6,19 +6,19 @@ every vCPU out of guest mode; the resume keeps or undoes what was done inside, a
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import itertools
-import time
 from collections.abc import Mapping, Sequence
+from typing import Unpack
 
 from vmmd.isa.engine import Engine
 from vmmd.kvm.clock import Clock
 from vmmd.kvm.errors import KvmError, in_ioctl
-from vmmd.kvm.gate import Gate, Passage
+from vmmd.kvm.gate import Entry, Gate, Passage
 from vmmd.kvm.guest_memory import GuestMemory
-from vmmd.kvm.hold import Hold, Kick, Resume, Step, Undo, check_name
+from vmmd.kvm.hold import Hold, Kick, Resume, Undo
 from vmmd.kvm.irqchip import Irqchip, Lines
+from vmmd.kvm.kicks import Kicks
 from vmmd.kvm.limits import Limits
 from vmmd.kvm.rendezvous import Rendezvous
 from vmmd.kvm.requests import KVM_REQ_HOLD, KVM_REQ_VM_DEAD
@@ -47,12 +47,12 @@ class Vm:
         self._limits = limits
         self._meet = Rendezvous(engine, scheduler, View(Memslots(), HostSpace()))
         self._memory = GuestMemory(self._meet, engine, ledger)
-        self._gate = Gate()
+        self._gate = Gate(lambda: self.generation, limits.max_wait_ms)
         self._vcpus: dict[int, Vcpu] = {}
         self._lines: dict[int, Lines] = {}
-        self._held = False
         self._clock = Clock()
         self._irqchip: Irqchip | None = None
+        self._kicks = Kicks(self._meet, self._memory, self._gate, self._vcpus, limits, self._time_stands_still)
 
     # Looking, which is never gated.
 
@@ -65,6 +65,14 @@ class Vm:
     def generation(self) -> int:
         """The slot table's generation: one more for every table published."""
         return self._memory.view.memslots.generation
+
+    def check_generation(self, wanted: int) -> None:
+        """Refuse a call that was made for another slot table.
+
+        Raises:
+            KvmError: ESTALE.
+        """
+        self._gate.check_generation(wanted)
 
     def vcpu(self, vcpu_id: int) -> Vcpu:
         """Return a vCPU.
@@ -93,7 +101,7 @@ class Vm:
     # Host memory.
 
     async def map_host_memory(
-        self, size: int, name: str | None = None, *, sparse: bool = False, hold: str | None = None, wait_ms: int = 0
+        self, size: int, name: str | None = None, *, sparse: bool = False, **entry: Unpack[Entry]
     ) -> int:
         """Map `size` bytes of zeroes into the VM's host address space and return their userspace address.
 
@@ -103,68 +111,56 @@ class Vm:
             KvmError: EINVAL where size is no whole number of pages; ENOMEM where a limit is reached.
         """
         del name  # it is for people who read requests and logs
-        async with self._inside(hold, wait_ms):
+        async with self._inside(entry):
             return self._memory.map_host(size, sparse=sparse)
 
-    async def unmap_host_memory(
-        self, userspace_addr: int, size: int, *, hold: str | None = None, wait_ms: int = 0
-    ) -> None:
+    async def unmap_host_memory(self, userspace_addr: int, size: int, **entry: Unpack[Entry]) -> None:
         """Unmap whole pages; no vCPU reaches them any more once this returned.
 
         Raises:
             KvmError: EINVAL where the range is not of whole pages of userspace addresses.
         """
-        async with self._inside(hold, wait_ms) as held:
+        async with self._inside(entry) as held:
             await self._memory.unmap_host(userspace_addr, size, _undo(held))
 
-    async def read_host_memory(
-        self, userspace_addr: int, length: int, *, hold: str | None = None, wait_ms: int = 0
-    ) -> bytes:
+    async def read_host_memory(self, userspace_addr: int, length: int, **entry: Unpack[Entry]) -> bytes:
         """Copy from host memory.
 
         Raises:
             KvmError: EFAULT where a page is not mapped.
         """
-        async with self._inside(hold, wait_ms):
+        async with self._inside(entry):
             return access.read_host(self._memory.view, userspace_addr, length)
 
-    async def write_host_memory(
-        self, userspace_addr: int, data: bytes, *, hold: str | None = None, wait_ms: int = 0
-    ) -> None:
+    async def write_host_memory(self, userspace_addr: int, data: bytes, **entry: Unpack[Entry]) -> None:
         """Copy to host memory; no dirty log takes note.
 
         Raises:
             KvmError: EFAULT where a page is not mapped; nothing is written then.
         """
-        async with self._inside(hold, wait_ms):
+        async with self._inside(entry):
             access.write_host(self._memory.view, userspace_addr, data)
 
-    async def read_guest_memory(
-        self, guest_phys_addr: int, length: int, *, hold: str | None = None, wait_ms: int = 0
-    ) -> bytes:
+    async def read_guest_memory(self, guest_phys_addr: int, length: int, **entry: Unpack[Entry]) -> bytes:
         """Copy from guest memory.
 
         Raises:
             KvmError: EFAULT where a page has no memslot, or its host mapping is gone.
         """
-        async with self._inside(hold, wait_ms):
+        async with self._inside(entry):
             return access.read_guest(self._memory.view, guest_phys_addr, length)
 
-    async def write_guest_memory(
-        self, guest_phys_addr: int, data: bytes, *, hold: str | None = None, wait_ms: int = 0
-    ) -> None:
+    async def write_guest_memory(self, guest_phys_addr: int, data: bytes, **entry: Unpack[Entry]) -> None:
         """Copy to guest memory, and mark what is logged.
 
         Raises:
             KvmError: EFAULT where a page has no memslot, a read-only one, or no host mapping; nothing is written then.
         """
-        await self.write_guest_memory_list([access.Write(guest_phys_addr, data)], hold=hold, wait_ms=wait_ms)
+        await self.write_guest_memory_list([access.Write(guest_phys_addr, data)], **entry)
 
-    async def write_guest_memory_list(
-        self, writes: Sequence[access.Write], *, hold: str | None = None, wait_ms: int = 0
-    ) -> None:
+    async def write_guest_memory_list(self, writes: Sequence[access.Write], **entry: Unpack[Entry]) -> None:
         """Make several writes to guest memory, all or none of them; see `write_guest_memory`."""
-        async with self._inside(hold, wait_ms) as held:
+        async with self._inside(entry) as held:
             self._memory.write_guest(writes, _undo(held))
 
     # Memslots and dirty logs.
@@ -176,9 +172,7 @@ class Vm:
         guest_phys_addr: int,
         memory_size: int,
         userspace_addr: int,
-        *,
-        hold: str | None = None,
-        wait_ms: int = 0,
+        **entry: Unpack[Entry],
     ) -> int:
         """KVM_SET_USER_MEMORY_REGION: create, delete, move or change the flags of a memslot.
 
@@ -189,7 +183,7 @@ class Vm:
             KvmError: EINVAL or EEXIST by the kernel's rules.
         """
         region = Region(slot, flags, guest_phys_addr, memory_size, userspace_addr)
-        async with self._inside(hold, wait_ms, "KVM_SET_USER_MEMORY_REGION") as held:
+        async with self._inside(entry, "KVM_SET_USER_MEMORY_REGION") as held:
             return await self._memory.set_region(region, _undo(held))
 
     async def get_dirty_log(
@@ -198,8 +192,7 @@ class Vm:
         *,
         first_page: int | None = None,
         num_pages: int | None = None,
-        hold: str | None = None,
-        wait_ms: int = 0,
+        **entry: Unpack[Entry],
     ) -> bytes:
         """KVM_GET_DIRTY_LOG: the bitmap of a slot, or of `num_pages` from `first_page` on, both multiples of 64.
 
@@ -208,7 +201,7 @@ class Vm:
         Raises:
             KvmError: EINVAL where the slot or the part is out of range; ENOENT where there is no log.
         """
-        async with self._inside(hold, wait_ms, "KVM_GET_DIRTY_LOG") as held:
+        async with self._inside(entry, "KVM_GET_DIRTY_LOG") as held:
             return await self._memory.get_dirty_log(slot, first_page, num_pages, _undo(held))
 
     async def clear_dirty_log(
@@ -217,16 +210,14 @@ class Vm:
         first_page: int,
         num_pages: int,
         bitmap: bytes,
-        *,
-        hold: str | None = None,
-        wait_ms: int = 0,
+        **entry: Unpack[Entry],
     ) -> None:
         """KVM_CLEAR_DIRTY_LOG: clear the pages that are set in `bitmap`, whose bit 0 is `first_page`.
 
         Raises:
             KvmError: EINVAL or ENOENT by the kernel's rules; EFAULT where the bitmap is shorter than `num_pages`.
         """
-        async with self._inside(hold, wait_ms, "KVM_CLEAR_DIRTY_LOG") as held:
+        async with self._inside(entry, "KVM_CLEAR_DIRTY_LOG") as held:
             await self._memory.clear_dirty_log(slot, first_page, num_pages, bitmap, _undo(held))
 
     async def enable_cap(self, cap: str, args: Sequence[int]) -> None:
@@ -236,7 +227,7 @@ class Vm:
             KvmError: EINVAL where the capability cannot be enabled now or its arguments are not known; E2BIG for a ring
                 that is too large; EBUSY in any hold.
         """
-        async with self._inside(None, 0, "KVM_ENABLE_CAP"):
+        async with self._inside({}, "KVM_ENABLE_CAP"):
             self._memory.enable_cap(cap, args, len(self._vcpus))
 
     async def reset_dirty_rings(self) -> int:
@@ -248,7 +239,7 @@ class Vm:
         Raises:
             KvmError: EINVAL where the VM has no rings; EBUSY in any hold.
         """
-        async with self._inside(None, 0, "KVM_RESET_DIRTY_RINGS"):
+        async with self._inside({}, "KVM_RESET_DIRTY_RINGS"):
             rings = [vcpu.context.ring for vcpu in self._vcpus.values()]
             count = await self._memory.reset_rings([ring for ring in rings if ring is not None])
             for vcpu in self._vcpus.values():
@@ -270,7 +261,7 @@ class Vm:
             if self._vcpus:
                 raise KvmError(errno.EINVAL, f"it comes before the first vCPU, and VM {self.id} has {len(self._vcpus)}")
             self._irqchip = Irqchip(self._clock, self._lines)
-            if self._held:
+            if self._kicks.held:
                 self._irqchip.stop()
 
     async def create_vcpu(self, vcpu_id: int) -> Vcpu:
@@ -288,7 +279,7 @@ class Vm:
             vcpu = Vcpu(
                 self._meet,
                 vcpu_id,
-                KVM_REQ_HOLD if self._held else 0,
+                KVM_REQ_HOLD if self._kicks.held else 0,
                 clock=self._clock,
                 irqchip=self._irqchip,
                 ring=self._memory.new_ring(),
@@ -298,78 +289,67 @@ class Vm:
 
     # Kick and resume.
 
-    async def kick_all_running_vcpus(self, hold: str, *, wait_ms: int | None = None) -> Kick:
-        """KVM_KICK_ALL_RUNNING_VCPUS with a hold: answer when no vCPU is in guest mode or reads memslots.
+    async def kick_all_running_vcpus(
+        self,
+        hold: str | None = None,
+        *,
+        wait_ms: int | None = None,
+        lease_ms: int | None = None,
+        if_generation: int | None = None,
+    ) -> Kick:
+        """KVM_KICK_ALL_RUNNING_VCPUS.
 
-        It stays so until the resume. The same name again, while it is open, answers at once.
+        With a hold: answer when no vCPU is in guest mode or reads memslots. It stays so until the resume, or until the
+        lease has run out, `lease_ms` milliseconds after this. The same name again, while it is open, renews the lease.
+
+        Without one, as it was proposed: every KVM_RUN ends with EINTR, at once, until the resume; answer when those in
+        flight have returned.
 
         Raises:
-            KvmError: ETIMEDOUT where another hold, a call or a vCPU took longer than `wait_ms` milliseconds, with
-            nothing left
-                behind; ECANCELED where the name has failed or ended.
+            KvmError: ETIMEDOUT where another hold, a call or a vCPU took longer than `wait_ms` milliseconds, and ESTALE
+                where the slot table has moved on, with nothing left behind; ECANCELED where the name has failed or
+                ended; EINVAL where a raw kick is to wait or to have a lease.
         """
         with in_ioctl("KVM_KICK_ALL_RUNNING_VCPUS"):
-            check_name(hold)
-            if self._gate.holds.renew(hold, time.monotonic_ns()) is not None:
-                return Kick(hold, self._running(), 0, self.generation, renewed=True)
-            wait_ms = min(self._limits.wait_ms if wait_ms is None else wait_ms, self._limits.max_wait_ms)
-            deadline = asyncio.get_running_loop().time() + wait_ms / 1000
-            opened = await self._gate.acquire(hold, wait_ms)
-            opened.kicked_at_ns = time.monotonic_ns()
-            kicked = self._running()
-            self._held = True
-            self._stop_clock()
-            try:
-                await self._meet.stop(KVM_REQ_HOLD, self._meet.contexts, deadline)
-            except BaseException as error:
-                opened.take(Step.GIVE_UP)
-                self._release(None)
-                if isinstance(error, TimeoutError):
-                    message = f"a vCPU did not leave guest mode within {wait_ms} ms"
-                    raise KvmError(errno.ETIMEDOUT, message) from None
-                raise
+            if hold is not None:
+                return await self._kicks.kick(hold, wait_ms, lease_ms, if_generation)
+            if wait_ms is not None or lease_ms is not None:
+                raise KvmError(errno.EINVAL, "without a hold there is no wait_ms and no lease_ms; name a hold")
             self._gate.check_open()
-            opened.undo = self._memory.begin_undo()
-            opened.take(Step.QUIET)
-            return Kick(hold, kicked, time.monotonic_ns() - opened.kicked_at_ns, self.generation)
+            self._gate.check_generation(if_generation)
+            return await self._kicks.kick_raw()
 
-    async def resume_all_kicked_vcpus(self, hold: str) -> Resume:
-        """KVM_RESUME_ALL_KICKED_VCPUS with a hold: what was done inside stands, and the vCPUs go on.
+    async def resume_all_kicked_vcpus(self, hold: str | None = None) -> Resume:
+        """KVM_RESUME_ALL_KICKED_VCPUS.
+
+        With a hold: what was done inside stands, and the vCPUs go on. Without one: end all raw kicks there have been.
 
         Raises:
             KvmError: the first error inside, with `rolled_back`, where the hold has failed: all is as it was at the
-            kick then, and the
-                vCPUs go on too; ECANCELED where it has ended; EINVAL where it was never opened.
+                kick then, and the vCPUs go on too; ECANCELED where it has ended; EINVAL where it was never opened.
         """
         with in_ioctl("KVM_RESUME_ALL_KICKED_VCPUS"):
-            held = self._gate.holds.get(hold, time.monotonic_ns())
-            held.take(Step.RESUME)
-            failure, undo = held.error, held.undo
-            if undo is not None:
-                (self._memory.roll_back if failure else self._memory.keep)(undo)
-            self._release("was rolled back" if failure else "was resumed")
-            pause_ns = time.monotonic_ns() - held.kicked_at_ns
-            if failure is not None:
-                data = failure.data | {"rolled_back": True, "pause_ns": pause_ns, "generation": self.generation}
-                raise KvmError(failure.errno, failure.message, failure.ioctl, **data)
-            return Resume(pause_ns, self.generation)
+            if hold is None:
+                self._gate.check_open()
+                return self._kicks.resume_raw()
+            return self._kicks.resume(hold)
 
     def abandon_hold(self, hold: str) -> None:
         """Give back a hold that was just opened, and in which nothing was done: its name may be used again."""
-        current = self._gate.holds.current
-        if current is not None and current.name == hold and current.undo is not None:
-            current.take(Step.RESUME)
-            self._release(None)
+        self._kicks.abandon(hold)
+
+    def expire_hold(self, hold: str, became: str) -> None:
+        """End an open hold whose owner has gone, as if its lease had run out; `became` is what its name tells then."""
+        self._kicks.expire(hold, became)
 
     def fail_hold(self, hold: str, error: KvmError) -> None:
         """Fail an open hold for what is outside the gate: another entry of the batch that opened it."""
-        current = self._gate.holds.current
-        if current is not None and current.name == hold and current.undo is not None:
-            self._gate.fail(current, error)
+        self._kicks.fail(hold, error)
 
     async def destroy(self) -> None:
         """End every KVM_RUN and every wait with ECANCELED, and give all memory back."""
         self._gate.close(KvmError(errno.ECANCELED, f"VM {self.id} is destroyed"))
+        self._kicks.close()
         self._meet.post(KVM_REQ_VM_DEAD, self._meet.contexts)
         for vcpu in self._vcpus.values():
             vcpu.notice(KvmError(errno.ECANCELED, f"VM {self.id} is destroyed"))
@@ -378,26 +358,13 @@ class Vm:
             self._irqchip.stop()
         self._memory.drop()
 
-    # Inside.
+    def _inside(self, entry: Entry, ioctl: str | None = None) -> Passage:
+        return self._gate.inside(entry, ioctl)
 
-    def _inside(self, hold: str | None, wait_ms: int, ioctl: str | None = None) -> Passage:
-        return self._gate.inside(hold, min(wait_ms, self._limits.max_wait_ms), ioctl)
-
-    def _running(self) -> int:
-        return sum(vcpu.is_running for vcpu in self._vcpus.values())
-
-    def _stop_clock(self) -> None:
-        self._clock.stop()
-        if self._irqchip is not None:
-            self._irqchip.stop()
-
-    def _release(self, became: str | None) -> None:
-        self._held = False
-        self._clock.go()
-        if self._irqchip is not None:
-            self._irqchip.go()
-        self._meet.go(KVM_REQ_HOLD, self._meet.contexts)
-        self._gate.release(became)
+    def _time_stands_still(self, still: bool) -> None:
+        for part in (self._clock, self._irqchip):
+            if part is not None:
+                part.stop() if still else part.go()
 
 
 def _undo(hold: Hold | None) -> Undo | None:

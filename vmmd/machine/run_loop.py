@@ -3,6 +3,7 @@
 port 0x3f8 out: to the console; any other port: nothing written, all ones read
 a full dirty ring: waits for its reset
 HLT: waits for an interrupt
+EINTR by a raw kick: waits for the raw resume
 MMIO that nobody owns: counted as stray, then by the policy: stop this vCPU, or go on with all ones read
 anything else, and every error: ends this vCPU's loop
 """
@@ -30,12 +31,15 @@ async def run_loop(vcpu: Vcpu, owner: object, console: Console, policy: StrayPol
     data: bytes | None = None
     while True:
         try:
+            await vcpu.resumed()
             exit_ = await vcpu.run(data, owner=owner)
             if isinstance(exit_, DirtyRingFullExit):
                 await vcpu.ring_reset()
             elif isinstance(exit_, HltExit):
                 await vcpu.interrupt_pending()
         except KvmError as error:
+            if error.data.get("kicked"):
+                continue
             return error
         data = None
         match exit_:

@@ -13,7 +13,7 @@ from vmmd.api.types import ChangeOptions, GateOptions, Params
 from vmmd.kvm.errors import KvmError
 from vmmd.rpc.handlers import holds, isa, machine, memory, memslots, system, vcpus
 from vmmd.rpc.handlers.registry import HANDLERS, About, Core
-from vmmd.rpc.handlers.translate import EarlyError, call_error, check_generation
+from vmmd.rpc.handlers.translate import EarlyError, call_error
 from vmmd.rpc.scope import BodyScope
 
 __all__ = ["About", "Core", "execute"]
@@ -41,7 +41,7 @@ async def execute(core: Core, method: Method, params: Params, scope: BodyScope) 
     """
     try:
         # No await lies between this check and the handler's start: what was checked still holds there.
-        _check_generation(core, params)
+        _check_generation(core, method, params)
         result = await HANDLERS[method.name](core, params, scope)
     except KvmError as error:
         if isinstance(error, EarlyError):
@@ -50,10 +50,10 @@ async def execute(core: Core, method: Method, params: Params, scope: BodyScope) 
     return method.result_adapter.dump_json(result, exclude_unset=True)
 
 
-def _check_generation(core: Core, params: Params) -> None:
-    if not isinstance(params, ChangeOptions) or params.if_generation is None:
-        return
-    check_generation(core.vm(params), params.if_generation)
+def _check_generation(core: Core, method: Method, params: Params) -> None:
+    # A gated call is checked at the gate, behind its wait.
+    if not method.gated and isinstance(params, ChangeOptions) and params.if_generation is not None:
+        core.vm(params).check_generation(params.if_generation)
 
 
 def _fail_hold(core: Core, params: Params, error: KvmError) -> None:

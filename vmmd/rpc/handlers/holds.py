@@ -1,15 +1,14 @@
 """Kick and resume.
 
-A hold that nobody could use is given back by the kick that opened it: one on a slot table that moved on while the kick
-waited, and one whose caller went away meanwhile and so never learns that it has to resume.
+A hold whose caller went away while the kick waited is given back: he never learns that it is open.
 """
 
 import errno
 
 from vmmd.api import holds
 from vmmd.kvm.errors import KvmError
+from vmmd.kvm.hold import Kick
 from vmmd.rpc.handlers.registry import Core, handles
-from vmmd.rpc.handlers.translate import stale
 from vmmd.rpc.scope import BodyScope
 
 
@@ -18,18 +17,31 @@ async def _kick_all_running_vcpus(
     core: Core, params: holds.KickAllRunningVcpusParams, scope: BodyScope
 ) -> holds.KickResult:
     vm = core.vm(params)
+    if params.hold is None:
+        raw = await vm.kick_all_running_vcpus(
+            wait_ms=params.wait_ms, lease_ms=params.lease_ms, if_generation=params.if_generation
+        )
+        return _kick_result(raw)
     scope.opening(vm, params.hold)
-    kick = await vm.kick_all_running_vcpus(params.hold, wait_ms=params.wait_ms)
-    if params.if_generation is not None and kick.generation != params.if_generation:
-        if not kick.renewed:
-            vm.abandon_hold(params.hold)
-        raise stale(vm, params.if_generation)
+    kick = await vm.kick_all_running_vcpus(
+        params.hold, wait_ms=params.wait_ms, lease_ms=params.lease_ms, if_generation=params.if_generation
+    )
     if not kick.renewed and scope.caller_is_gone():
         vm.abandon_hold(params.hold)
         raise KvmError(errno.ECANCELED, f"the caller went before its hold {params.hold!r} was open; it is given back")
     if not kick.renewed:
         scope.opened(vm, params.hold)
-    return holds.KickResult(hold=kick.hold, kicked=kick.kicked, kick_ns=kick.kick_ns, generation=kick.generation)
+    return _kick_result(kick)
+
+
+def _kick_result(kick: Kick) -> holds.KickResult:
+    return holds.KickResult(
+        hold=kick.hold,
+        kicked=kick.kicked,
+        kick_ns=kick.kick_ns,
+        generation=kick.generation,
+        lease_ms=kick.lease_ms,
+    )
 
 
 @handles("vm.resume_all_kicked_vcpus")
@@ -37,6 +49,9 @@ async def _resume_all_kicked_vcpus(
     core: Core, params: holds.ResumeAllKickedVcpusParams, scope: BodyScope
 ) -> holds.ResumeResult:
     vm = core.vm(params)
+    if params.hold is None:
+        raw = await vm.resume_all_kicked_vcpus()
+        return holds.ResumeResult(pause_ns=raw.pause_ns, generation=raw.generation)
     try:
         resume = await vm.resume_all_kicked_vcpus(params.hold)
     except KvmError:

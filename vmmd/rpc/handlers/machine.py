@@ -8,7 +8,7 @@ from vmmd.isa.elf import ElfError, Image, parse
 from vmmd.machine.loader import load
 from vmmd.machine.run_loop import StrayPolicy
 from vmmd.rpc.handlers.registry import Core, handles
-from vmmd.rpc.handlers.translate import EarlyError, check_generation, room_bytes
+from vmmd.rpc.handlers.translate import EarlyError, entry, room_bytes
 from vmmd.rpc.scope import BodyScope
 
 
@@ -35,10 +35,8 @@ async def _load_elf(core: Core, params: machine.LoadElfParams, scope: BodyScope)
             f"{len(image.symbols)} symbols take {size} bytes, and the reply has room for {scope.reply_left} "
             "(limits.reply_bytes); strip the file, or load it in a request of its own",
         )
-    # Others were served while the file was read.
-    vm = core.vm(params)
-    check_generation(vm, params.if_generation)
-    await load(vm, image, params.vcpu, hold=params.hold, wait_ms=params.wait_ms)
+    # Others were served while the file was read: the VM may be gone.
+    await load(core.vm(params), image, params.vcpu, **entry(params))
     return result
 
 

@@ -5,7 +5,7 @@ from vmmd.kvm.errors import KvmError
 from vmmd.kvm.guest_memory import log_part
 from vmmd.kvm.vm import Vm
 from vmmd.rpc.handlers.registry import Core, handles
-from vmmd.rpc.handlers.translate import check_reply_has_room
+from vmmd.rpc.handlers.translate import check_reply_has_room, entry
 from vmmd.rpc.scope import BodyScope
 
 
@@ -19,8 +19,7 @@ async def _set_user_memory_region(
         params.guest_phys_addr,
         params.memory_size,
         params.userspace_addr,
-        hold=params.hold,
-        wait_ms=params.wait_ms,
+        **entry(params),
     )
     return memslots.GenerationResult(generation=generation)
 
@@ -52,8 +51,7 @@ async def _get_dirty_log(core: Core, params: memslots.GetDirtyLogParams, scope: 
         params.slot,
         first_page=params.first_page,
         num_pages=params.num_pages,
-        hold=params.hold,
-        wait_ms=params.wait_ms,
+        **entry(params),
     )
     return memslots.DirtyLogResult(bitmap=bitmap)
 
@@ -73,7 +71,7 @@ def _size_of_log(vm: Vm, params: memslots.GetDirtyLogParams) -> int:
 @handles("vm.clear_dirty_log")
 async def _clear_dirty_log(core: Core, params: memslots.ClearDirtyLogParams, _scope: BodyScope) -> None:
     await core.vm(params).clear_dirty_log(
-        params.slot, params.first_page, params.num_pages, params.bitmap, hold=params.hold, wait_ms=params.wait_ms
+        params.slot, params.first_page, params.num_pages, params.bitmap, **entry(params)
     )
 
 

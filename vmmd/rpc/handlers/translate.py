@@ -7,10 +7,10 @@ from typing import Any
 from vmmd.api import vcpus
 from vmmd.api.errors import errno_name
 from vmmd.api.methods import Method
-from vmmd.api.types import Result
+from vmmd.api.types import GateOptions, Result
 from vmmd.kvm import exits
 from vmmd.kvm.errors import KvmError
-from vmmd.kvm.vm import Vm
+from vmmd.kvm.gate import Entry
 from vmmd.rpc.dispatch import CallError
 from vmmd.rpc.scope import BodyScope
 
@@ -22,24 +22,17 @@ class EarlyError(KvmError):
     """A call was refused before the core was asked, so the core does not know that something in its hold has failed."""
 
 
-def stale(vm: Vm, if_generation: int) -> EarlyError:
-    """Give the error for a slot table that has moved on."""
-    return EarlyError(
-        errno.ESTALE,
-        f"the slot table of VM {vm.id} has generation {vm.generation} and not {if_generation}; "
-        "read it again with vm.get_memory_regions",
-        generation=vm.generation,
-    )
-
-
-def check_generation(vm: Vm, if_generation: int | None) -> None:
-    """Refuse a call that was made for another slot table.
-
-    Raises:
-        EarlyError: ESTALE; the table has moved on.
-    """
-    if if_generation is not None and vm.generation != if_generation:
-        raise stale(vm, if_generation)
+def entry(params: GateOptions) -> Entry:
+    """Give what a call asks for at the gate."""
+    asked: Entry = {}
+    if params.hold is not None:
+        asked["hold"] = params.hold
+    if params.wait_ms:
+        asked["wait_ms"] = params.wait_ms
+    if_generation: int | None = getattr(params, "if_generation", None)  # a call that only reads has none
+    if if_generation is not None:
+        asked["if_generation"] = if_generation
+    return asked
 
 
 def call_error(error: KvmError, method: Method) -> CallError:
