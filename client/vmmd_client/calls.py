@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict, Unpack
 from vmmd.api.holds import KickResult, ResumeResult
 from vmmd.api.isa import AssembleResult, Line
 from vmmd.api.machine import ConsoleResult, LoadElfResult
-from vmmd.api.memslots import RegionsResult
+from vmmd.api.memslots import RegionListResult, RegionsResult
 from vmmd.api.system import InfoResult, VmInfo
 from vmmd.api.vcpus import RunResult, StatsResult
 
@@ -126,6 +126,23 @@ def set_user_memory_region(vm: str, region: Memslot, **options: Unpack[GatedChan
         userspace_addr=region.userspace_addr,
         **options,
     )
+
+
+def set_user_memory_region_list(
+    vm: str, regions: Iterable[Memslot], *, dry_run: bool = False, **options: Unpack[GatedChangeOptions]
+) -> Call[RegionListResult]:
+    """Several changes of memslots as one."""
+    changes = [
+        {
+            "slot": region.slot,
+            "flags": int(region.flags),
+            "guest_phys_addr": region.guest_phys_addr,
+            "memory_size": region.memory_size,
+            "userspace_addr": region.userspace_addr,
+        }
+        for region in regions
+    ]
+    return _call("vm.set_user_memory_region_list", _whole, vm=vm, regions=changes, dry_run=dry_run, **options)
 
 
 def get_memory_regions(vm: str, first: int = 0, count: int | None = None) -> Call[RegionsResult]:

@@ -10,6 +10,7 @@ from typing import Literal, Unpack
 
 from vmmd.api.holds import KickResult, ResumeResult
 from vmmd.api.machine import ConsoleResult, LoadElfResult
+from vmmd.api.memslots import RegionListResult
 from vmmd.api.vcpus import StatsResult
 
 from . import calls
@@ -140,6 +141,24 @@ class Vm:
             elif self._table.generation != generation:
                 self.forget_slot_table()
         return generation
+
+    async def set_user_memory_region_list(
+        self, regions: Iterable[Memslot], *, dry_run: bool = False, **options: Unpack[GatedChangeOptions]
+    ) -> RegionListResult:
+        """Make several changes one, all or nothing, in a hold of its own unless it is given one.
+
+        Args:
+            regions: the changes, in their order; a size of 0 deletes, and an id may occur twice.
+            dry_run: check everything, and change nothing.
+            **options: see `calls.GatedChangeOptions`.
+
+        Raises:
+            InvalidArgument: a field breaks a rule; the error's data has the change's `index`.
+            SlotOverlap: a range overlaps another slot's.
+        """
+        self.forget_slot_table()
+        call = calls.set_user_memory_region_list(self.id, regions, dry_run=dry_run, **options)
+        return await self._channel.send(call)
 
     async def get_memory_regions(self) -> SlotTable:
         """Fetch the slot table from the daemon."""

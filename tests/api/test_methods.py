@@ -17,6 +17,7 @@ GATED = {
     "vm.write_guest_memory",
     "vm.set_user_memory_region",
     "vm.get_dirty_log",
+    "vm.set_user_memory_region_list",
     "vm.clear_dirty_log",
     "vm.load_elf",
 }

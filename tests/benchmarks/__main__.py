@@ -21,6 +21,7 @@ from tests.benchmarks import (
     logs,
     memory_goes_back,
     memslots,
+    pauses,
     scaling,
     stress_without_a_hold,
 )
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
     "cold": cold_code.measure,
     "scaling": scaling.measure,
     "holds": holds.measure,
+    "pauses": pauses.measure,
     "memslots": memslots.measure,
     "logs": logs.measure,
     "changes": stress_without_a_hold.measure,

@@ -11,6 +11,7 @@ from vmmd_client import (
     BadVm,
     Client,
     HoldConflict,
+    HoldFailed,
     Interrupted,
     InvalidArgument,
     MemFlag,
@@ -23,7 +24,7 @@ from vmmd_client import (
     connect,
 )
 from vmmd_client.local_daemon import local_daemon
-from vmmd_client.memslots import deletion_of
+from vmmd_client.memslots import Memslot, deletion_of
 
 # One daemon serves the whole module; each test has a VM of its own.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -169,3 +170,27 @@ async def test_a_batch_with_an_unknown_method_changes_nothing(vmmd: Client):
         resume = batch.add(calls.resume_all_kicked_vcpus(vm.id, "update"))
     assert resume.error is not None
     assert (await vm.get_memory_regions()).slots == before.slots
+
+
+async def test_a_list_of_regions_and_a_raw_kick_through_the_client(vmmd: Client) -> None:
+    vm = await vmmd.kvm.create_vm()
+    base = await vm.map_host_memory(2 * PAGE)
+    one, two = Memslot(1, 0, 0x10_0000, PAGE, base), Memslot(2, 0, 0x10_0000 + PAGE, PAGE, base + PAGE)
+    await vm.set_user_memory_region_list([one, two])
+    merged = await vm.set_user_memory_region_list(
+        [Memslot(1, 0, 0, 0, 0), Memslot(2, 0, 0, 0, 0), Memslot(1, 0, 0x10_0000, 2 * PAGE, base)]
+    )
+    assert merged.pause_ns is not None
+    assert list((await vm.get_memory_regions()).slots) == [1]
+    assert (await vm.kick_all_running_vcpus()).hold is None
+    assert (await vm.resume_all_kicked_vcpus()).pause_ns is None
+
+
+async def test_a_hold_is_renewed_and_one_that_is_forgotten_is_rolled_back(vmmd: Client) -> None:
+    vm = await vmmd.kvm.create_vm()
+    async with vm.hold(lease_ms=10_000) as hold:
+        assert hold.kick.lease_ms == 10_000
+        await hold.renew()
+    with pytest.raises(HoldFailed):
+        async with vm.hold(lease_ms=1) as hold:
+            await vm.map_host_memory(PAGE, wait_ms=10_000)

@@ -83,6 +83,9 @@ async def test_a_vm_that_does_not_exist_is_ebadf_for_every_method(wire: Wire, me
         "flags": 0,
         "mp_state": "KVM_MP_STATE_RUNNABLE",
         "control": 0,
+        "regions": [
+            {"slot": 0, "flags": 0, "guest_phys_addr": 0, "memory_size": 0, "userspace_addr": 0},
+        ],
         "first_page": 0,
         "num_pages": 0,
         "memory_size": 0,

@@ -99,3 +99,14 @@ async def test_a_second_controller_is_eexist_and_one_behind_a_vcpu_is_einval(wir
 
 def _failed(answer: Any) -> Failed:
     return Failed(answer["error"])
+
+
+async def test_a_run_whose_caller_has_gone_is_interrupted_and_the_vcpu_is_free(wire: Wire, vm: str) -> None:
+    await guest(wire, vm, "1: j 1b")
+    run = asyncio.create_task(wire.send(request("vcpu.run", vm=vm, vcpu=0)))
+    while not (await wire.call("vm.get_stats", vm=vm))["instructions"]:
+        await asyncio.sleep(0)
+    wire.caller_is_gone = True
+    assert is_failed(_failed(await run), "EINTR")
+    wire.caller_is_gone = False
+    assert is_failed(_failed(await wire.send(request("vcpu.run", vm=vm, vcpu=0, timeout_ms=1))), "EINTR")

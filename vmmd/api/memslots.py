@@ -35,6 +35,33 @@ class SetUserMemoryRegionParams(MemoryRegion, VmParams, GateOptions, ChangeOptio
     """The five fields of struct kvm_userspace_memory_region."""
 
 
+class SetUserMemoryRegionListParams(VmParams, GateOptions, ChangeOptions):
+    """Changes that are made one."""
+
+    regions: tuple[MemoryRegion, ...] = Field(
+        min_length=1, max_length=65536, description="The changes, in their order; an id may occur twice."
+    )
+    dry_run: bool = Field(default=False, strict=True, description="Check everything, and change nothing.")
+
+
+class SlotLog(Result):
+    """The last dirty bitmap of a slot that went, or whose log did."""
+
+    slot: U32
+    guest_phys_addr: Hex64 = Field(description="Where its first page was.")
+    bitmap: Base64 = Field(description="Bit j of byte k is page 8k + j.")
+
+
+class RegionListResult(Result):
+    """What the changes did together."""
+
+    generation: Count = Field(description="The slot table's generation: one more, for one publication.")
+    pause_ns: Count | None = Field(
+        description="Nanoseconds for which vCPUs were kept out of guest mode; null inside a hold, and for a dry run."
+    )
+    dirty: tuple[SlotLog, ...] = Field(description="The bitmaps of the logged slots that went.")
+
+
 class GenerationResult(Result):
     """The slot table after the call."""
 

@@ -157,6 +157,15 @@ _MEMSLOTS = (
         errors=("EINVAL", "EEXIST"),
     ),
     Method(
+        "vm.set_user_memory_region_list",
+        memslots.SetUserMemoryRegionListParams,
+        memslots.RegionListResult,
+        "Make several changes of memslots one, all or nothing, in a hold of its own unless it is given one.",
+        changes=True,
+        ioctl="KVM_SET_USER_MEMORY_REGION_LIST",
+        errors=("EINVAL", "EEXIST", "E2BIG", "ETIMEDOUT", "ENOMEM"),
+    ),
+    Method(
         "vm.get_memory_regions",
         memslots.GetMemoryRegionsParams,
         memslots.RegionsResult,

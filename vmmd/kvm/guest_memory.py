@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from vmmd.isa.engine import Engine
 from vmmd.kvm.errors import KvmError
@@ -25,12 +26,35 @@ from vmmd.kvm.uapi import (
 )
 from vmmd.memory import access
 from vmmd.memory.dirty import DirtyBitmap, DirtyLog
+from vmmd.memory.errors import Refused
 from vmmd.memory.host import HostSpace, Ledger, Piece
 from vmmd.memory.limits import PAGE_SIZE, USER_MEM_SLOTS
-from vmmd.memory.memslots import Memslots
+from vmmd.memory.memslots import Memslot, Memslots
 from vmmd.memory.region import Region
 from vmmd.memory.ring import ENTRY, MAX_RING_BYTES, RESERVED_ENTRIES, DirtyRing
 from vmmd.memory.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Changes that were checked whole: the table that they were made on, the one after them, and the logs that go."""
+
+    before: Memslots
+    memslots: Memslots
+    gone: tuple[tuple[Memslot, DirtyBitmap], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a list of changes did.
+
+    `pause_ns`: for how long it held the vCPUs; None where it took no hold of its own. `dirty`: the slots whose logs
+    went, and what was in the logs.
+    """
+
+    generation: int
+    pause_ns: int | None
+    dirty: list[tuple[Memslot, bytes]]
 
 
 class GuestMemory:
@@ -88,6 +112,42 @@ class GuestMemory:
             if undo is None:
                 await self._meet.shoot_down()
         return memslots.generation
+
+    def prepare(self, regions: Sequence[Region], max_log_bytes: int | None) -> Prepared:
+        """Make the table after several changes, in their order; nothing is published.
+
+        Raises:
+            KvmError: EINVAL or EEXIST by the rules of each change, with its index; E2BIG where the logs that go have
+                more than `max_log_bytes`. Nothing has changed.
+        """
+        before = memslots = self.view.memslots
+        for index, region in enumerate(regions):
+            try:
+                memslots, _ = memslots.with_change(region, self._new_log)
+            except Refused as refused:
+                raise KvmError(refused.errno, f"regions[{index}]: {refused.message}", index=index) from None
+        gone: list[tuple[Memslot, DirtyBitmap]] = []
+        for slot_id in dict.fromkeys(region.slot for region in regions):
+            old, new = before.get(slot_id), memslots.get(slot_id)
+            log = _bitmap_of(old)
+            if old is not None and log is not None and log is not _bitmap_of(new):
+                gone.append((old, log))
+        log_bytes = sum(log.size_bytes for _, log in gone)
+        if max_log_bytes is not None and log_bytes > max_log_bytes:
+            raise KvmError(
+                errno.E2BIG, f"the logs that go have {log_bytes} bytes, and {max_log_bytes} can be given back"
+            )
+        return Prepared(before, memslots.renumbered(before.generation + (memslots is not before)), tuple(gone))
+
+    def publish(self, prepared: Prepared) -> list[tuple[Memslot, bytes]]:
+        """Make a prepared table the VM's, in one publication; the caller sees to those that are in the old one.
+
+        Returns:
+            The slots whose logs went, and what was in the logs.
+        """
+        if prepared.memslots.generation != prepared.before.generation:
+            self._publish(prepared.memslots, self.view.host)
+        return [(slot, log.snapshot()) for slot, log in prepared.gone]
 
     async def get_dirty_log(self, slot: int, first_page: int | None, num_pages: int | None, undo: Undo | None) -> bytes:
         """See `Vm.get_dirty_log`."""
@@ -261,6 +321,10 @@ class GuestMemory:
         except BaseException:
             log.put_back(gone, first_byte)
             raise
+
+
+def _bitmap_of(slot: Memslot | None) -> DirtyBitmap | None:
+    return slot.dirty.bitmap if slot is not None and slot.dirty is not None else None
 
 
 def _discard(gone: Sequence[Piece]) -> None:

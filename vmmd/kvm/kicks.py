@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from vmmd.kvm.errors import KvmError
-from vmmd.kvm.gate import Gate
-from vmmd.kvm.guest_memory import GuestMemory
+from vmmd.kvm.gate import Entry, Gate
+from vmmd.kvm.guest_memory import GuestMemory, Published
 from vmmd.kvm.hold import Hold, Kick, Resume, State, Step, check_name
 from vmmd.kvm.limits import Limits
 from vmmd.kvm.rendezvous import Rendezvous
 from vmmd.kvm.requests import KVM_REQ_HOLD, KVM_REQ_USERSPACE_KICK
 from vmmd.kvm.vcpu import Vcpu
+from vmmd.memory.region import Region
 
 EXPIRED = "was rolled back when its lease ran out"
 
@@ -103,6 +105,22 @@ class Kicks:
             data = failure.data | {"rolled_back": True, "pause_ns": pause_ns, "generation": self._generation}
             raise KvmError(failure.errno, failure.message, failure.ioctl, **data)
         return Resume(pause_ns, self._generation)
+
+    async def publish(self, regions: Sequence[Region], entry: Entry, max_log_bytes: int | None) -> Published:
+        """Make several changes one, in a hold of its own; see `Vm.set_user_memory_region_list`."""
+        name = secrets.token_hex(16)
+        # All that can be refused is refused before the kick, and the guest waits for the publication alone.
+        prepared = self._memory.prepare(regions, max_log_bytes)
+        await self.kick(name, entry.get("wait_ms"), None, entry.get("if_generation"))
+        try:
+            if prepared.before is not self._memory.view.memslots:
+                prepared = self._memory.prepare(regions, max_log_bytes)
+        except BaseException:
+            self.abandon(name)
+            raise
+        dirty = self._memory.publish(prepared)
+        resumed = self.resume(name)
+        return Published(resumed.generation, resumed.pause_ns, dirty)
 
     def expire(self, name: str, became: str = EXPIRED) -> None:
         """End an open hold that its owner has left: once the calls inside are over, it is rolled back and released."""

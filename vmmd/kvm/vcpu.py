@@ -79,6 +79,7 @@ class Vcpu:
         self._runner = Runner(rendezvous, self.context, irqchip)
         self._has_irqchip = irqchip is not None
         self._run: Run | None = None
+        self._unseen: Exit | None = None
         self._immediate_exit = 0
         self._reason = KVM_EXIT_UNKNOWN
         self._pauses = 0
@@ -109,6 +110,8 @@ class Vcpu:
     async def run(self, data: bytes | None = None, timeout_ms: int | None = None, *, owner: object = None) -> Exit:
         """KVM_RUN: run until userspace is needed.
 
+        Where the call is cancelled just as its exit arrives, the exit is kept, and the next run returns it at once.
+
         Args:
             data: the answer to the pending MMIO read, port read or hypercall; zeroes where it is left out.
             timeout_ms: milliseconds after which the run is interrupted as by a signal.
@@ -123,6 +126,13 @@ class Vcpu:
             raise KvmError(errno.EBUSY, f"vCPU {self.id} is in KVM_RUN already", KVM_RUN)
         if self._owner is not None and owner is not self._owner:
             raise KvmError(errno.EBUSY, f"a run loop has vCPU {self.id}; stop it first", KVM_RUN)
+        if self._unseen is not None:
+            if data is not None:
+                raise KvmError(
+                    errno.EINVAL, f"an exit that nobody has seen, {self._unseen.reason}, comes before data", KVM_RUN
+                )
+            unseen, self._unseen = self._unseen, None
+            return unseen
         self._runner.answer(data)
         # A reservation does not outlast a return of KVM_RUN.
         self.context.end_reservation()
@@ -137,6 +147,8 @@ class Vcpu:
             # A worker has the vCPU, so the run is over only when the worker says so.
             self.signal()
             await asyncio.wait([run.done])
+            if not run.done.exception():
+                self._unseen = run.done.result()
             raise
         finally:
             if timer is not None:

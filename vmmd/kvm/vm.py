@@ -15,7 +15,7 @@ from vmmd.isa.engine import Engine
 from vmmd.kvm.clock import Clock
 from vmmd.kvm.errors import KvmError, in_ioctl
 from vmmd.kvm.gate import Entry, Gate, Passage
-from vmmd.kvm.guest_memory import GuestMemory
+from vmmd.kvm.guest_memory import GuestMemory, Published
 from vmmd.kvm.hold import Hold, Kick, Resume, Undo
 from vmmd.kvm.irqchip import Irqchip, Lines
 from vmmd.kvm.kicks import Kicks
@@ -185,6 +185,37 @@ class Vm:
         region = Region(slot, flags, guest_phys_addr, memory_size, userspace_addr)
         async with self._inside(entry, "KVM_SET_USER_MEMORY_REGION") as held:
             return await self._memory.set_region(region, _undo(held))
+
+    async def set_user_memory_region_list(
+        self,
+        regions: Sequence[Region],
+        *,
+        dry_run: bool = False,
+        max_log_bytes: int | None = None,
+        **entry: Unpack[Entry],
+    ) -> Published:
+        """Make several changes of memslots one: in their order, and in one publication, all or nothing.
+
+        Unless it is inside a hold it takes one of its own, so that no vCPU sees anything between before and after. A
+        slot id may occur twice. What is in the logs that go with their slots is given back, exact to the last store.
+
+        Args:
+            regions: the changes.
+            dry_run: check, and change nothing.
+            max_log_bytes: how many bytes of logs may be given back.
+
+        Raises:
+            KvmError: EINVAL or EEXIST by the kernel's rules, with the `index` of the change; E2BIG where more bytes of
+                logs go; ETIMEDOUT where the hold did not come about. Nothing has changed.
+        """
+        ioctl = "KVM_SET_USER_MEMORY_REGION_LIST"
+        if not dry_run and entry.get("hold") is None:
+            with in_ioctl(ioctl):
+                return await self._kicks.publish(regions, entry, max_log_bytes)
+        async with self._inside(entry, ioctl):
+            prepared = self._memory.prepare(regions, max_log_bytes)
+            dirty = [] if dry_run else self._memory.publish(prepared)
+            return Published(self.generation, None, dirty)
 
     async def get_dirty_log(
         self,

@@ -4,9 +4,13 @@ from vmmd.api import memslots
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.guest_memory import log_part
 from vmmd.kvm.vm import Vm
+from vmmd.memory.region import Region
 from vmmd.rpc.handlers.registry import Core, handles
-from vmmd.rpc.handlers.translate import check_reply_has_room, entry
+from vmmd.rpc.handlers.translate import check_reply_has_room, entry, room_bytes
 from vmmd.rpc.scope import BodyScope
+
+# One bitmap's members beside its bytes, as JSON.
+_SLOT_LOG_BYTES = 80
 
 
 @handles("vm.set_user_memory_region")
@@ -22,6 +26,28 @@ async def _set_user_memory_region(
         **entry(params),
     )
     return memslots.GenerationResult(generation=generation)
+
+
+@handles("vm.set_user_memory_region_list")
+async def _set_user_memory_region_list(
+    core: Core, params: memslots.SetUserMemoryRegionListParams, scope: BodyScope
+) -> memslots.RegionListResult:
+    changes = [
+        Region(region.slot, region.flags, region.guest_phys_addr, region.memory_size, region.userspace_addr)
+        for region in params.regions
+    ]
+    # What goes with its slot cannot be fetched again, so it must have room in the reply.
+    published = await core.vm(params).set_user_memory_region_list(
+        changes,
+        dry_run=params.dry_run,
+        max_log_bytes=max(room_bytes(scope) - _SLOT_LOG_BYTES * len(changes), 0),
+        **entry(params),
+    )
+    dirty = tuple(
+        memslots.SlotLog(slot=slot.slot, guest_phys_addr=slot.guest_phys_addr, bitmap=bitmap)
+        for slot, bitmap in published.dirty
+    )
+    return memslots.RegionListResult(generation=published.generation, pause_ns=published.pause_ns, dirty=dirty)
 
 
 @handles("vm.get_memory_regions")
