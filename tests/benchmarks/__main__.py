@@ -21,6 +21,7 @@ from tests.benchmarks import (
     logs,
     memory_goes_back,
     memslots,
+    never_torn,
     pauses,
     scaling,
     stress_without_a_hold,
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
     "pauses": pauses.measure,
     "memslots": memslots.measure,
     "logs": logs.measure,
+    "torn": never_torn.measure,
     "changes": stress_without_a_hold.measure,
     "memory": memory_goes_back.measure,
 }

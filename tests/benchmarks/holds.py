@@ -58,7 +58,7 @@ Figures = dict[str, list[float]]
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A VM whose vCPUs run until the system is closed. `data`: the userspace address of DATA_SIZE bytes in two slots."""
+    """A VM whose vCPUs run until the system is closed. `data`: the userspace address of what slots 0 and 1 give."""
 
     vm: Vm
     data: int
@@ -161,6 +161,8 @@ async def measure() -> Table:
     note = f"the kernel was {kernel}" if isinstance(kernel, str) else f"median of {RUNS} runs, and their range"
     columns = ("vCPUs", "hold p50", "p99", "raw kick p50", "p99", "kernel p50", "p99")
     table = Table(*columns, title="a kick, microseconds, in process", caption=note)
+    for column in table.columns:
+        column.no_wrap = True
     for vcpus in VCPUS:
         runs = [await in_a_run(vcpus, _kicks) for _ in range(RUNS)]
         cells = [text for kind in ("hold", "raw") for text in p50_and_p99([run[kind] for run in runs])]

@@ -156,6 +156,8 @@ async def measure() -> Table:
         f"the pause of a merge, and from a resume to the guest, microseconds: median of {RUNS} runs, and their range"
     )
     table = Table(*columns, title=title, caption=note)
+    for column in table.columns:
+        column.no_wrap = True
     for vcpus in VCPUS:
         runs = [await in_a_run(vcpus, _in_process) for _ in range(RUNS)]
         cells = [p50_and_p99([run[kind] for run in runs]) for kind in ("list", "calls")]
