@@ -34,7 +34,7 @@ from vmmd.isa.assembler import assemble
 from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
 from vmmd.memory.region import Region
-from vmmd_client.connection import connect
+from vmmd_client.connection import Client, connect
 from vmmd_client.local_daemon import local_daemon
 from vmmd_client.vm import Vm as RemoteVm
 
@@ -96,23 +96,22 @@ async def _in_process(running: Running) -> Figures:
     return figures
 
 
-async def _remote(vcpus: int) -> list[float]:
-    """Return the pauses of merges by one batch each, over the socket of a daemon of its own."""
-    async with local_daemon() as url, connect(url) as vmmd:
-        vm = await vmmd.kvm.create_vm()
-        data = await _start_remote(vm, vcpus)
-        pauses = []
-        for _ in range(ROUNDS):
-            async with vm.transaction(hold=True, wait_ms=60_000) as change:
-                change.merge(0, 1)
-            pauses.append((change.result.pause_ns or 0) / 1000)
-            async with vm.transaction(hold=True, wait_ms=60_000) as change:
-                change.delete(0)
-                change.create(0, guest_phys_addr=DATA, memory_size=HALF, userspace_addr=data)
-                change.create(1, guest_phys_addr=DATA + HALF, memory_size=HALF, userspace_addr=data + HALF)
-            await asyncio.sleep(BETWEEN_S)
-        await vm.destroy()
-        return pauses
+async def _by_batch(vmmd: Client, vcpus: int) -> list[float]:
+    """Return the pauses of merges by one batch each."""
+    vm = await vmmd.kvm.create_vm()
+    data = await _start_remote(vm, vcpus)
+    pauses = []
+    for _ in range(ROUNDS):
+        async with vm.transaction(hold=True, wait_ms=60_000) as change:
+            change.merge(0, 1)
+        pauses.append((change.result.pause_ns or 0) / 1000)
+        async with vm.transaction(hold=True, wait_ms=60_000) as change:
+            change.delete(0)
+            change.create(0, guest_phys_addr=DATA, memory_size=HALF, userspace_addr=data)
+            change.create(1, guest_phys_addr=DATA + HALF, memory_size=HALF, userspace_addr=data + HALF)
+        await asyncio.sleep(BETWEEN_S)
+    await vm.destroy()
+    return pauses
 
 
 async def _start_remote(vm: RemoteVm, vcpus: int) -> int:
@@ -158,10 +157,11 @@ async def measure() -> Table:
     table = Table(*columns, title=title, caption=note)
     for column in table.columns:
         column.no_wrap = True
-    for vcpus in VCPUS:
-        runs = [await in_a_run(vcpus, _in_process) for _ in range(RUNS)]
-        cells = [p50_and_p99([run[kind] for run in runs]) for kind in ("list", "calls")]
-        cells.append(p50_and_p99([await _remote(vcpus) for _ in range(RUNS)]))
-        cells.append(p50_and_p99([run["next"] for run in runs]))
-        table.add_row(str(vcpus), *(text for pair in cells for text in pair), *kernel_cells(kernel, vcpus, 2))
+    async with local_daemon() as url, connect(url) as vmmd:
+        for vcpus in VCPUS:
+            runs = [await in_a_run(vcpus, _in_process) for _ in range(RUNS)]
+            cells = [p50_and_p99([run[kind] for run in runs]) for kind in ("list", "calls")]
+            cells.append(p50_and_p99([await _by_batch(vmmd, vcpus) for _ in range(RUNS)]))
+            cells.append(p50_and_p99([run["next"] for run in runs]))
+            table.add_row(str(vcpus), *(text for pair in cells for text in pair), *kernel_cells(kernel, vcpus, 2))
     return table
