@@ -25,7 +25,7 @@ from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
 
 RUNS = 5
-ROUNDS = 200
+ROUNDS = 150
 VCPUS = (1, 2, 4, 16, 64, 256)
 KERNEL_VCPUS = (1, 2, 4, 16, 64)
 """With 256 threads on a few cores the kernel takes minutes."""

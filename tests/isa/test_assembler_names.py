@@ -99,6 +99,17 @@ def test_alignment_that_takes_more_than_its_limit_is_left_out() -> None:
     assert code("nop\n.p2align 3, 0x55, 4\nnop") == NOP + b"\x55" * 4 + NOP
 
 
+@pytest.mark.parametrize("move", [". = 12", ". = . + 8", ".set ., 12", ".equ ., . + 8", ".org 12"])
+def test_to_assign_the_place_moves_on_as_org_does(move: str) -> None:
+    assert code(f"nop\n{move}\nnop", 0x1000) == NOP + bytes(8) + NOP
+    assert list(assemble(f"nop\n{move}\nnop").symbols) == []
+
+
+@pytest.mark.parametrize("move", [". = 0", ".set ., 0", ".org 0"])
+def test_the_place_goes_forward_only(move: str) -> None:
+    assert "forward only" in error(f"nop\n{move}").args[0]
+
+
 def test_org_counts_from_the_origin_or_from_a_label() -> None:
     assert code("nop\n.org 12\nnop\n.org . + 4, 0x55\nnop", 0x1000) == NOP + bytes(8) + NOP + b"\x55" * 4 + NOP
     assert code("nop\nl: nop\n.org l+12\nnop", 0x1000) == NOP * 2 + bytes(8) + NOP

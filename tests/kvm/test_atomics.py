@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import struct
+import threading
 
 import pytest
 
+from tests.isa.machine import bare_machine
+from tests.isa.turns import run
 from tests.kvm.guest import CODE, DATA, boot, vcpu_at
+from vmmd.isa.assembler import assemble
+from vmmd.isa.context import Context
+from vmmd.isa.engine import CompiledEngine
+from vmmd.isa.evaluate import evaluate
 from vmmd.kvm.exits import HltExit, InternalErrorExit, ShutdownExit
 from vmmd.kvm.vm import Vm
+from vmmd.memory.access import read_guest
 from vmmd.memory.limits import PAGE_SIZE
 from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 
@@ -108,3 +117,35 @@ async def test_an_atomic_marks_its_page_where_it_stores(vm: Vm) -> None:
     await vcpu.run()
     pages = int.from_bytes(await vm.get_dirty_log(0), "little")
     assert pages == 0b11 << DATA // PAGE_SIZE
+
+
+async def test_a_reservation_outlasts_what_is_no_change_of_slots(vm: Vm) -> None:
+    base = await boot(vm, "lr.d a1, (a0)\n 1: bnez a5, 1b\n sc.d a2, a3, (a0)\n wfi", flags=KVM_MEM_LOG_DIRTY_PAGES)
+    vcpu = await vcpu_at(vm, a0=DATA, a3=7, a5=1)
+    run = asyncio.create_task(vcpu.run())
+    while vcpu.stats().instructions < 2:
+        await asyncio.sleep(0)
+    await vm.map_host_memory(PAGE_SIZE)
+    await vm.get_dirty_log(0)
+    await vm.write_host_memory(base + 0x100, b"x")
+    await vcpu.set_regs({"a5": 0})
+    assert await run == HltExit()
+    assert (await vcpu.get_regs())["x12"] == 0
+
+
+async def test_atomics_of_the_evaluation_and_of_compiled_code_lose_no_count_between_them() -> None:
+    engine = CompiledEngine(None)
+    code = assemble(COUNT_BY_AMO).code
+    machine = bare_machine(engine, code)
+    other = Context(ctypes.c_uint64(machine.view.number), 1, lambda: 0)
+    other.take_view(machine.view)
+    for context, rounds in ((machine.context, 3_000_000), (other, 3_000)):
+        context.record.x[10], context.record.x[11], context.record.x[12] = DATA, 1, rounds
+        context.record.budget = 1 << 40
+    thread = threading.Thread(target=run, args=(engine, machine.context, machine.view))
+    thread.start()
+    other.record.pc = 0
+    while evaluate(other, machine.view, engine) is None:
+        pass
+    thread.join()
+    assert read_guest(machine.view, DATA, 8) == (3_003_000).to_bytes(8, "little")

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import time
 
 import pytest
 
 from tests.kvm.guest import CODE, SPIN, boot, progress, refusal, running, until, vcpu_at
 from vmmd.isa.assembler import assemble
 from vmmd.kvm.errors import KvmError
-from vmmd.kvm.exits import HltExit, HypercallExit, MmioExit
+from vmmd.kvm.exits import DebugExit, HltExit, HypercallExit, MmioExit
 from vmmd.kvm.irqchip import CLINT_ADDRESS
 from vmmd.kvm.system import System
-from vmmd.kvm.uapi import KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE
+from vmmd.kvm.uapi import (
+    KVM_GUESTDBG_ENABLE,
+    KVM_GUESTDBG_SINGLESTEP,
+    KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_RUNNABLE,
+)
 from vmmd.kvm.vcpu import Vcpu
 from vmmd.kvm.vm import Vm
 
@@ -261,7 +267,9 @@ async def test_the_clock_and_its_timers_stand_still_while_held(vm: Vm) -> None:
         regs = await vcpu.get_regs()
         assert regs["time"] == before
         assert regs["mip"] == 0
+        resumed_ns = time.monotonic_ns()
         await vm.resume_all_kicked_vcpus("hold")
+        assert (await vcpu.get_regs())["time"] - before <= time.monotonic_ns() - resumed_ns, "it goes on where it stood"
         while not (await vcpu.get_regs())["x18"]:
             await asyncio.sleep(0)
         regs = await vcpu.get_regs()
@@ -318,3 +326,57 @@ async def test_more_sleepers_than_workers_leave_the_workers_to_others(system: Sy
         async with running(spinner):
             await progress(spinner)
         assert sum(vcpu.stats().instructions for vcpu in vcpus) == 7
+
+
+@pytest.mark.parametrize(
+    "storm",
+    [
+        f"li a0, {MTIME}\n 1: ld a1, 0(a0)\n j 1b",
+        f"li a0, {MTIMECMP}\n li a1, -1\n 1: sd a1, 0(a0)\n j 1b",
+        f"li a0, {MSIP}\n 1: sw zero, 0(a0)\n j 1b",
+        "1: csrr a0, mscratch\n j 1b",
+        "1: .word 0",
+    ],
+    ids=["mtime", "mtimecmp", "msip", "csr", "traps"],
+)
+async def test_vcpus_whose_every_instruction_is_evaluated_leave_the_workers_to_others(
+    system: System, storm: str
+) -> None:
+    busy, other = system.create_vm(), system.create_vm()
+    await chip(busy, storm, storm)
+    stormy = [await hart(busy, index, mie=0) for index in range(4)]
+    await boot(other, SPIN)
+    spinner = await vcpu_at(other)
+    async with running(*(vcpu for vcpu in stormy if ".word" not in storm)):
+        runs = [asyncio.create_task(vcpu.run()) for vcpu in stormy if ".word" in storm]
+        async with running(spinner):
+            await progress(spinner)
+            with refusal(errno.EBUSY):
+                await spinner.run()
+        await system.destroy_vm(other.id)
+        await busy.destroy()
+        await asyncio.gather(*runs, return_exceptions=True)
+
+
+async def test_a_vcpu_that_is_halted_with_a_pending_exit_completes_it_and_then_sleeps(vm: Vm) -> None:
+    await chip(vm, "ld a1, 0(a0)\n 1: addi a2, a2, 1\n j 1b")
+    vcpu = await hart(vm, a0=0x8000_0000)
+    assert isinstance(await vcpu.run(), MmioExit)
+    await vcpu.set_mp_state(KVM_MP_STATE_HALTED)
+    async with running(vcpu):
+        await asleep(vcpu)
+        regs = await vcpu.get_regs()
+        assert (regs["instret"], regs["x12"]) == (1, 0)
+
+
+async def test_a_single_step_over_wfi_is_reported_and_the_next_run_sleeps(vm: Vm) -> None:
+    await chip(vm, "wfi\n addi a1, a1, 1\n j .")
+    vcpu = await hart(vm, mie=EXTERNAL, mstatus=0)
+    await vcpu.set_guest_debug(KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP)
+    assert await vcpu.run() == DebugExit(CODE + 4, None)
+    assert await vcpu.get_mp_state() == KVM_MP_STATE_HALTED
+    run = asyncio.create_task(vcpu.run())
+    await asyncio.sleep(0.01)
+    assert not run.done()
+    vcpu.interrupt()
+    assert await run == DebugExit(CODE + 8, None)

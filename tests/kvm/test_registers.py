@@ -141,3 +141,17 @@ async def test_a_held_vcpus_registers_are_read_and_set_and_it_stays_held(vm: Vm)
         assert vcpu.stats().instructions == retired
         await vm.resume_all_kicked_vcpus("hold")
         await progress(vcpu)
+
+
+async def test_another_pc_abandons_an_instruction_that_waits_and_the_same_pc_does_not(vm: Vm) -> None:
+    await boot(vm, "ld a1, 0(a0)\n wfi\n addi a1, a1, 1\n wfi")
+    vcpu = await vcpu_at(vm, a0=1 << 40)
+    await vcpu.run()
+    await vcpu.set_regs({"pc": CODE})
+    assert (await vcpu.run(b"\5" + bytes(7))).reason == "KVM_EXIT_HLT"
+    assert (await vcpu.get_regs())["x11"] == 5
+    await vcpu.set_regs({"pc": CODE})
+    await vcpu.run()
+    await vcpu.set_regs({"pc": CODE + 8})
+    assert (await vcpu.run()).reason == "KVM_EXIT_HLT"
+    assert (await vcpu.get_regs())["x11"] == 6

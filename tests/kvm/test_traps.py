@@ -176,3 +176,20 @@ async def test_traps_are_taken_at_speed_and_counted_right(vm: Vm) -> None:
     # An ecall that traps does not retire.
     assert regs["instret"] == 1 + 2000 * 2 + 2000 * 5 + 1
     await until(lambda: vcpu.stats().instructions == regs["instret"])
+
+
+async def test_a_trap_remembers_that_interrupts_were_off(vm: Vm) -> None:
+    vcpu = await guest(vm, "ecall", mstatus=0x80)
+    assert await vcpu.run() == HltExit()
+    assert (await vcpu.get_regs())["x14"] == 0
+
+
+async def test_mepc_is_a_value_that_can_be_given_back(vm: Vm) -> None:
+    vcpu = await guest(vm, "nop")
+    await vcpu.set_regs({"pc": CODE + 2})
+    assert await vcpu.run() == HltExit()
+    regs = await vcpu.get_regs()
+    assert (regs["mepc"], regs["mtval"]) == (CODE, CODE + 2)
+    for name in ("cycle", "instret", "time", "mhartid"):
+        del regs[name]
+    await vcpu.set_regs(regs)

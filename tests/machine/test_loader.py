@@ -259,3 +259,15 @@ async def test_a_large_zeroing_below_a_running_guest_is_seen_whole_and_costs_no_
         await load(vm, image((LOW + PAGE_SIZE, b"", size - PAGE_SIZE)))
         await progress(vcpu)
     assert await vm.read_guest_memory(LOW + PAGE_SIZE, size - PAGE_SIZE) == bytes(size - PAGE_SIZE)
+
+
+async def test_a_vcpu_that_waited_for_userspace_begins_at_the_first_instruction_of_what_is_loaded(vm: Vm) -> None:
+    await memory(vm)
+    vcpu = await vm.create_vcpu(0)
+    await load(vm, program("ld s5, 0(a0)"), 0)
+    await vcpu.set_regs({"a0": 1 << 40})
+    assert (await vcpu.run()).reason == "KVM_EXIT_MMIO"
+    await load(vm, program("addi s5, s5, 1\n addi s6, s6, 1\n wfi"), 0)
+    assert await vcpu.run() == HltExit()
+    regs = await vcpu.get_regs()
+    assert (regs["x21"], regs["x22"], regs["instret"]) == (1, 1, 3)

@@ -122,7 +122,17 @@ class Context:
         ring: the vCPU's dirty ring, where the VM has rings.
     """
 
-    __slots__ = ("_buffer", "_published", "address", "breakpoints_leave", "clock", "hart", "record", "ring")
+    __slots__ = (
+        "_buffer",
+        "_generation",
+        "_published",
+        "address",
+        "breakpoints_leave",
+        "clock",
+        "hart",
+        "record",
+        "ring",
+    )
 
     def __init__(
         self,
@@ -140,6 +150,7 @@ class Context:
         self.hart = hart
         self.clock = clock
         self.breakpoints_leave = False
+        self._generation = -1  # of the slot table in the view that was taken last
         self._published = published  # compiled code reads the word for as long as it has the record
         self.record.published = ctypes.addressof(published)
         self.ring = ring
@@ -155,7 +166,9 @@ class Context:
         record.pieces, record.piece_count = view.pieces_address, view.pieces
         ctypes.memmove(record.read_cache, _EMPTY_CACHES, len(_EMPTY_CACHES))
         record.view_number = view.number
-        self.end_reservation()
+        if view.memslots.generation != self._generation:
+            self._generation = view.memslots.generation
+            self.end_reservation()
 
     def end_reservation(self) -> None:
         """End the reservation of an lr, if there is one."""

@@ -28,7 +28,8 @@ def take_trap(context: Context, cause: int, value: int) -> bool:
     record = context.record
     if not record.mtvec:
         return False
-    record.mepc, record.mcause, record.mtval = record.pc, cause, value
+    # Whoever sets pc may set any; mepc has no low bits.
+    record.mepc, record.mcause, record.mtval = record.pc & ~3, cause, value
     before = MSTATUS_MPIE if record.mstatus & MSTATUS_MIE else 0
     record.mstatus = record.mstatus & ~(MSTATUS_MIE | MSTATUS_MPIE) | before
     record.pc = record.mtvec

@@ -49,8 +49,8 @@ _SERVED = KVM_REQ_TLB_FLUSH | KVM_REQ_EVENT
 """Requests that a vCPU clears as it looks at what they tell of."""
 
 
-_TURN_IS_OVER = (Stop.BUDGET, Stop.TURN)
-"""Where others that wait may have the worker."""
+_WITHIN_A_TURN = (Stop.REQUEST, Stop.STALE)
+"""Where the vCPU goes on at once; behind all else, others that wait may have the worker."""
 
 
 def signalled() -> KvmError:
@@ -62,6 +62,12 @@ def kicked(exit_reason: str) -> KvmError:
     """Return the error of a run that a raw kick ended; the reason is the round's, stored but not delivered."""
     sentence = "the VM was kicked; KVM_RUN gives this until vm.resume_all_kicked_vcpus"
     return KvmError(errno.EINTR, sentence, KVM_RUN, exit_reason=exit_reason, kicked=True)
+
+
+def _end(result: KvmError | Exit) -> Exit:
+    if isinstance(result, KvmError):
+        raise result
+    return result
 
 
 class Run:
@@ -145,6 +151,10 @@ class Runner:
         self._run = run
         self._rendezvous.scheduler.submit(self)
 
+    def abandon(self) -> None:
+        """Forget a pending instruction: what comes next is another one."""
+        self.pending = None
+
     def answer(self, data: bytes | None) -> None:
         """Take userspace's answer to what is pending; the one of an interrupted run stands until there is another.
 
@@ -186,21 +196,19 @@ class Runner:
             if self.context.record.requests and self._serve_requests(run):
                 return False
             if run.ends_with is not None and self.pending is None:
-                if isinstance(run.ends_with, KvmError):
-                    raise run.ends_with
-                return run.ends_with
+                return _end(run.ends_with)
             if self._sleeps:
                 if self._rendezvous.park(self):
                     return False
                 continue
             ran, completing = self._enter(run)
-            if ran in _TURN_IS_OVER and run.ends_with is None:
-                if self.single_step and ran is Stop.BUDGET:
-                    return DebugExit(self.context.record.pc, None)
-                if scheduler.others_wait:
-                    return True
             if not isinstance(ran, Stop) and not self._serve_inside(ran):
                 return self._leave(ran, completing=completing)
+            if self.single_step and run.ends_with is None and (ran is Stop.BUDGET or isinstance(ran, Halt)):
+                return DebugExit(self.context.record.pc, None)
+            # What was served inside ends a turn too: a guest that does nothing else would keep the worker for good.
+            if ran not in _WITHIN_A_TURN and scheduler.others_wait:
+                return True
 
     def _enter(self, run: Run) -> tuple[Ran, bool]:
         """Enter guest mode in the newest view; return what came of it, and whether an exit is still to be completed."""
@@ -210,7 +218,9 @@ class Runner:
             take_interrupt(self.context, rendezvous.engine)
         view = rendezvous.view
         self.context.take_view(view)
-        record.budget = 1 if self.single_step or run.ends_with is not None else SLICE_INSTRUCTIONS
+        # One alone: the debugger's step, or the end of a pending exit of a run or a vCPU that goes no further.
+        one = self.single_step or run.ends_with is not None or self.halted
+        record.budget = 1 if one else SLICE_INSTRUCTIONS
         retired = record.retired
         ran = rendezvous.engine.run(self.context, view, self.pending, COMPLETING)
         if record.retired != retired:

@@ -232,16 +232,29 @@ class Vcpu:
     async def set_regs(self, regs: Mapping[str, int]) -> None:
         """KVM_SET_REGS: set those that are named, general ones by their number or by their ABI name.
 
+        Where another pc than the present one is named, an instruction that waits for userspace is abandoned.
+
         Raises:
             KvmError: EINVAL where a name is unknown or given twice, or a value is not one that the register can have;
                 nothing is set.
         """
         wanted = registers.check(regs)
         async with self._paused():
+            if wanted.get("pc", self.context.record.pc) != self.context.record.pc:
+                self._runner.abandon()
             registers.write(self.context, wanted)
             if "mip" in wanted:
                 self._runner.lower_interrupts(INTERRUPTS & ~wanted["mip"])
                 self._runner.raise_interrupts(wanted["mip"])
+        self.notice()
+
+    async def start_at(self, pc: int) -> None:
+        """Let the vCPU begin at an address; an instruction that waits for userspace is abandoned, and a sleep ends."""
+        async with self._paused():
+            self._runner.abandon()
+            self._runner.halted = False
+            self._unseen = None
+            registers.write(self.context, registers.check({"pc": pc}))
         self.notice()
 
     async def get_mp_state(self) -> int:

@@ -29,7 +29,7 @@ async def load(vm: Vm, image: Image, vcpu_id: int | None = None, **entry: Unpack
     writes = [Write(segment.paddr, segment.data, segment.memory_size - len(segment.data)) for segment in image.segments]
     await vm.write_guest_memory_list(writes, **entry)
     if vcpu is not None:
-        await vcpu.set_regs({"pc": image.entry})
+        await vcpu.start_at(image.entry)
 
 
 def _vcpu(vm: Vm, vcpu_id: int, hold: str | None) -> Vcpu:

@@ -6,7 +6,7 @@ A directive whose effect on the code is unknown here is refused, never passed ov
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from vmmd.isa.assembler.expressions import Expression, Value
@@ -167,6 +167,10 @@ def _org(directive: Directive) -> None:
 def _assign(*, is_final: bool) -> Action:
     def act(directive: Directive) -> None:
         directive.expect(2, 2)
+        if [token.text for token in directive.operands[0]] == ["."] and not is_final:
+            # GNU as moves on with this, as with .org.
+            _org(replace(directive, operands=directive.operands[1:]))
+            return
         name = _single_name(directive, 0)
         expression = directive.program.read(directive.operands[1], name.at)
         directive.program.symbols.assign(name.text, expression, name.at, is_final=is_final)

@@ -32,7 +32,10 @@ class Program:
         first = tokens[0]
         if first.kind is not Kind.NAME:
             raise TextError(f"a statement begins with a name, not with {first.text[:40]!r}", first.at)
-        if len(tokens) > 1 and tokens[1].text in {"=", "=="} and tokens[1].kind is Kind.OPERATOR:
+        is_assignment = len(tokens) > 1 and tokens[1].text in {"=", "=="} and tokens[1].kind is Kind.OPERATOR
+        if is_assignment and first.text == ".":
+            directives.take(self, Token(Kind.NAME, ".org", first.at), split_at_commas(tokens[2:]))
+        elif is_assignment:
             expression = self.read(tokens[2:], tokens[1].at)
             self.symbols.assign(first.text, expression, first.at, is_final=tokens[1].text == "==")
         elif first.text.startswith("."):
