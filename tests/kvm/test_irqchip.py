@@ -153,7 +153,7 @@ async def test_the_timer_wakes_a_sleeper_when_its_time_has_come(vm: Vm) -> None:
 
 
 async def test_the_timer_interrupts_a_guest_that_does_not_wait(vm: Vm) -> None:
-    handler = f"addi s1, s1, 1\n li t0, {MTIMECMP}\n li t1, -1\n sd t1, 0(t0)\n mret"
+    handler = f"li t0, {MTIMECMP}\n li t1, -1\n sd t1, 0(t0)\n addi s1, s1, 1\n mret"
     await chip(
         vm, f"li a0, {MTIMECMP}\n csrr a1, time\n li a2, 1000000\n add a1, a1, a2\n sd a1, 0(a0)\n" + SPIN, handler
     )

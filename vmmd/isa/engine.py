@@ -36,6 +36,13 @@ class ContextGroup:
         return len(self.contexts)
 
 
+_YIELDS_IN_GIL = 20
+"""How often a kicker gives the processor away and keeps the GIL: a few tens of microseconds."""
+
+_NAPS = 50
+_NAP_S = 20e-6
+"""How often and for how long it sleeps then; with the system's slack that is some 80 µs each, and 4 ms in all."""
+
 TURN_INSTRUCTIONS = 64
 """What is evaluated before others may have the thread: some milliseconds at most."""
 
@@ -63,7 +70,7 @@ class Engine(Words, Protocol):
     def wait_outside(self, group: ContextGroup, view_number: int, yields: int) -> int:
         """Wait until each context was seen outside guest mode or in a view as new as that.
 
-        Gives the processor away at most `yields` times. Returns how many were still to be seen.
+        Gives the processor away, at most about `yields` times. Returns how many were still to be seen.
         """
 
 
@@ -111,8 +118,23 @@ class CompiledEngine:
         self._native.retract(group.address, len(group), requests)
 
     def wait_outside(self, group: ContextGroup, view_number: int, yields: int) -> int:
-        """See `Engine`."""
-        return self._native.wait_outside(group.address, len(group), view_number, yields)
+        """See `Engine`.
+
+        Who leaves guest mode does so without the GIL, within a microsecond, and wants the GIL next. So this keeps the
+        GIL at first: else it would get it back only behind all that parks. Later it lets go of it, since Python may be
+        completing an instruction; and at last it sleeps, since the scheduler gives a thread that yields the processor
+        back as long as it holds that nobody else deserves it.
+        """
+        native, size = self._native, len(group)
+        if not native.wait_outside_in_gil(group.address, size, view_number, min(yields, _YIELDS_IN_GIL)):
+            return 0
+        left = native.wait_outside(group.address, size, view_number, min(yields, _YIELDS_IN_GIL))
+        for _ in range(min(yields, _NAPS) if left else 0):
+            time.sleep(_NAP_S)
+            left = native.wait_outside(group.address, size, view_number, 0)
+            if not left:
+                break
+        return left
 
     def set_bits(self, address: int, bits: int) -> int:
         """See `Words`."""

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -80,17 +81,20 @@ class Native:
         self.run = self._function("run")
         self.enter = self._function("enter")
         self.leave_mode = self._function("leave_mode")
-        self.post = self._function("post")
-        self.retract = self._function("retract")
+        # These keep the GIL: see `CompiledEngine.wait_outside`.
+        self.post = self._function("post", ctypes.PYFUNCTYPE)
+        self.retract = self._function("retract", ctypes.PYFUNCTYPE)
+        self.wait_outside_in_gil = self._function("wait_outside", ctypes.PYFUNCTYPE)
         self.wait_outside = self._function("wait_outside")
         self.set_bits = self._function("set_bits")
         self.compare_exchange = {size: self._function(f"compare_exchange_{size}") for size in (4, 8)}
         self.exchange = self._function("exchange")
         self.clear = self._function("clear")
 
-    def _function(self, name: str) -> Callable[..., int]:
+    def _function(self, name: str, kind: Any = ctypes.CFUNCTYPE) -> Callable[..., int]:
         result, arguments = _SIGNATURES[name]
-        return ctypes.CFUNCTYPE(result, *arguments)(self._engine.get_function_address(name))
+        function: Callable[..., int] = kind(result, *arguments)(self._engine.get_function_address(name))
+        return function
 
 
 @cache

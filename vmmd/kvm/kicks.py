@@ -70,14 +70,14 @@ class Kicks:
         if self._gate.holds.renew(name, time.monotonic_ns()) is not None:
             self._gate.check_generation(if_generation)
             self._start_lease(lease_ms)
-            return Kick(name, self._running(), 0, self._generation, lease_ms, renewed=True)
+            return Kick(name, self._meet.running, 0, self._generation, lease_ms, renewed=True)
         wait_ms = min(self._limits.wait_ms if wait_ms is None else wait_ms, self._limits.max_wait_ms)
         deadline = asyncio.get_running_loop().time() + wait_ms / 1000
         opened = await self._gate.acquire(name, wait_ms)
         try:
             self._gate.check_generation(if_generation)
             opened.kicked_at_ns = time.monotonic_ns()
-            kicked = self._running()
+            kicked = self._meet.running
             self.held = True
             self._time_stands_still(True)
             await self._meet.stop(KVM_REQ_HOLD, self._meet.contexts, deadline)
@@ -169,9 +169,6 @@ class Kicks:
     @property
     def _generation(self) -> int:
         return self._memory.view.memslots.generation
-
-    def _running(self) -> int:
-        return sum(vcpu.is_running for vcpu in self._vcpus.values())
 
     def _start_lease(self, lease_ms: int) -> None:
         current = self._gate.holds.current

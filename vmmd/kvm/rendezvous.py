@@ -45,6 +45,7 @@ class Rendezvous:
     Attributes:
         view: the newest view; workers read it, and an assignment publishes it.
         contexts: all of the VM's contexts.
+        running: how many vCPUs are inside KVM_RUN; the event loop counts them.
     """
 
     def __init__(self, engine: Engine, scheduler: Scheduler, view: View) -> None:
@@ -53,6 +54,7 @@ class Rendezvous:
         self.view = view
         self.published = ctypes.c_uint64(view.number)
         self.contexts = ContextGroup(())
+        self.running = 0
         self._lock = threading.Lock()
         self._parked: dict[Context, Parkable] = {}
 

@@ -139,6 +139,7 @@ class Vcpu:
         at_once = KvmError(errno.EINTR, "immediate_exit is set", KVM_RUN, exit_reason=self._reason)
         run = self._run = Run(ends_with=at_once if self._immediate_exit else None)
         run.done.add_done_callback(self._over)
+        self._rendezvous.running += 1
         timer = run.loop.call_later(timeout_ms / 1000, self.signal) if timeout_ms is not None else None
         self._runner.submit(run)
         try:
@@ -297,6 +298,7 @@ class Vcpu:
 
     def _over(self, done: asyncio.Future[Exit]) -> None:
         self._run = None
+        self._rendezvous.running -= 1
         self._rendezvous.engine.retract(self._runner.group, SIGNAL_PENDING)
         error = done.exception()
         self._reason = error.data.get("exit_reason", self._reason) if isinstance(error, KvmError) else self._reason
