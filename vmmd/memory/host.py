@@ -129,6 +129,10 @@ class Mapping:
             self._charged[0] -= gone
         self.ledger.refund(gone)
 
+    def touched_pages(self, first: int, end: int) -> list[int] | None:
+        """Return the touched pages from `first` to before `end`, in order; None where any may have been touched."""
+        return self._touched.within(first, end) if self._touched is not None else None
+
     def fresh(self, pages: Iterable[int]) -> list[int]:
         """Return those of some pages that are not charged yet; whoever asks holds `ledger.touching`."""
         return self._touched.fresh(pages) if self._touched is not None else []

@@ -51,6 +51,14 @@ class TouchedPages:
         """Tell whether a page is touched."""
         return page // _BLOCK_PAGES in self._counts and bool(self._bits[page >> 3] >> (page & 7) & 1)
 
+    def within(self, first: int, end: int) -> list[int]:
+        """Return the touched pages from `first` to before `end`, in order."""
+        found: list[int] = []
+        for block in sorted(self._counts):
+            start = max(first, block * _BLOCK_PAGES)
+            found += [page for page in range(start, min(end, (block + 1) * _BLOCK_PAGES)) if page in self]
+        return found
+
     def fresh(self, pages: Iterable[int]) -> list[int]:
         """Return those of some pages that are not touched."""
         return [page for page in pages if page not in self]
