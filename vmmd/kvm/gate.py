@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TypedDict
 
 from vmmd.kvm.errors import KvmError, as_kvm_error, in_ioctl
@@ -165,6 +167,23 @@ class Gate:
             self.release("went with its VM")
             hold = self.holds.current
         self._wake()
+
+    @asynccontextmanager
+    async def alone(self, wait_ms: int, if_generation: int | None, refusal: str) -> AsyncIterator[None]:
+        """Be inside with nobody else: calls under way are over, and others stay out, as of a held VM, and are told why.
+
+        Raises:
+            KvmError: EBUSY while the VM is held, after `wait_ms` milliseconds; ESTALE where the table has moved on.
+        """
+        await self.admit({"wait_ms": wait_ms, "if_generation": if_generation})
+        hold = await self.acquire(f"alone {secrets.token_hex(8)}", self._max_wait_ms)
+        hold.refusal = refusal
+        try:
+            yield
+        finally:
+            if self.holds.current is hold:
+                hold.take(Step.GIVE_UP)
+                self.release(None)
 
     async def admit(self, entry: Entry) -> Hold | None:
         """Let a call in, now or as soon as it may; see `inside`."""

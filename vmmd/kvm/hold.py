@@ -123,7 +123,10 @@ class Undo:
 
 @dataclass(slots=True)
 class Hold:
-    """One hold. Times are of a monotonic clock in nanoseconds. `calls`: how many are inside now."""
+    """One hold. Times are of a monotonic clock in nanoseconds. `calls`: how many are inside now.
+
+    `refusal`: what a call is told that has to stay out.
+    """
 
     name: str
     state: State = State.OPENING
@@ -132,6 +135,7 @@ class Hold:
     became: str | None = None
     undo: Undo | None = None
     error: KvmError | None = None
+    refusal: str = "the VM is held; name the hold to be inside it, or wait with wait_ms"
 
     def take(self, step: Step) -> None:
         """Make a legal step.
@@ -168,7 +172,7 @@ class Holds:
             return hold
         self._refuse_ended(name, now_ns)
         if hold is not None:
-            raise KvmError(errno.EBUSY, "the VM is held; name the hold to be inside it, or wait with wait_ms")
+            raise KvmError(errno.EBUSY, hold.refusal)
         if name is not None:
             raise KvmError(errno.EINVAL, f"no hold {name!r} is open; kick first")
         return None

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from vmmd.isa.csrs import SOFTWARE, TIMER
 from vmmd.isa.outcome import Mmio
-from vmmd.kvm.clock import Alarms, Clock
+from vmmd.kvm.clock import Clock
 from vmmd.memory.limits import U64
 
 CLINT_ADDRESS = 0x0200_0000
@@ -48,7 +48,7 @@ class Irqchip:
     def __init__(self, clock: Clock, lines: Mapping[int, Lines]) -> None:
         self._clock = clock
         self._lines = lines
-        self._alarms = Alarms(clock, self._timer_is_due)
+        self._alarms = clock.alarms(self._timer_is_due)
         self._lock = threading.Lock()
         self._software: set[int] = set()
         self._compare: dict[int, int] = {}

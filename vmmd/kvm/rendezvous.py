@@ -14,7 +14,7 @@ from typing import Protocol
 
 from vmmd.isa.context import Context
 from vmmd.isa.engine import ContextGroup, Engine
-from vmmd.kvm.requests import KVM_REQ_TLB_FLUSH
+from vmmd.kvm.requests import KVM_REQ_DIRTY_RING_SOFT_FULL, KVM_REQ_TLB_FLUSH
 from vmmd.kvm.scheduler import Scheduler, Task
 from vmmd.memory.limits import U64
 from vmmd.memory.view import View
@@ -46,7 +46,12 @@ class Rendezvous:
         view: the newest view; workers read it, and an assignment publishes it.
         contexts: all of the VM's contexts.
         running: how many vCPUs are inside KVM_RUN; the event loop counts them.
+        is_cooperative: whether vCPUs run by `vm.advance` alone.
+        ring_request: what a store sets in its vCPU's requests where it fills the dirty ring softly.
     """
+
+    is_cooperative = False
+    ring_request = KVM_REQ_DIRTY_RING_SOFT_FULL
 
     def __init__(self, engine: Engine, scheduler: Scheduler, view: View) -> None:
         self.engine = engine
@@ -57,6 +62,16 @@ class Rendezvous:
         self.running = 0
         self._lock = threading.Lock()
         self._parked: dict[Context, Parkable] = {}
+
+    def check_no_advance(self, ioctl: str) -> None:
+        """Refuse what has to wait for the end of an advance, where one is under way; a parallel VM has none.
+
+        Raises:
+            KvmError: EBUSY.
+        """
+
+    async def stop_advance(self) -> None:
+        """End the advance that is under way, and wait for it; without one it does nothing."""
 
     def join(self, context: Context, requests: int) -> None:
         """Take a new vCPU in, born with these requests."""

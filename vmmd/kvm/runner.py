@@ -16,6 +16,8 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
 
 from vmmd.isa.context import Context
 from vmmd.isa.engine import ContextGroup, Ran
@@ -38,7 +40,7 @@ from vmmd.kvm.requests import (
     KVM_REQ_VM_DEAD,
     PARKING,
 )
-from vmmd.kvm.scheduler import Scheduler
+from vmmd.kvm.scheduler import Turn
 
 SLICE_INSTRUCTIONS = 400_000
 """What a vCPU runs before others may have its worker: about a millisecond."""
@@ -70,19 +72,31 @@ def _end(result: KvmError | Exit) -> Exit:
     return result
 
 
+class InFlight(Protocol):
+    """A KVM_RUN in flight, as workers see it.
+
+    Attributes:
+        ends_with: where it is set, the pending exit is completed, no further instruction runs, and the run ends so.
+    """
+
+    ends_with: KvmError | Exit | None
+
+    def finish(self, result: Exit | BaseException) -> None:
+        """Take the result; called on a worker."""
+
+
 class Run:
-    """One KVM_RUN in flight."""
+    """One KVM_RUN in flight that a coroutine waits for."""
 
     __slots__ = ("done", "ends_with", "loop")
 
     def __init__(self, *, ends_with: KvmError | None) -> None:
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[Exit] = self.loop.create_future()
-        # Where it is set, the pending exit is completed, no further instruction runs, and the run ends with this.
         self.ends_with: KvmError | Exit | None = ends_with
 
     def finish(self, result: Exit | BaseException) -> None:
-        """Hand the result to the event loop; called on a worker."""
+        """Hand the result to the event loop."""
         self.loop.call_soon_threadsafe(self._deliver, result)
 
     def _deliver(self, result: Exit | BaseException) -> None:
@@ -90,6 +104,20 @@ class Run:
             self.done.set_exception(result)
         else:
             self.done.set_result(result)
+
+
+class TurnRun:
+    """One KVM_RUN in flight of a cooperative VM; its result is taken on the worker."""
+
+    __slots__ = ("_take", "ends_with")
+
+    def __init__(self, ends_with: KvmError | None, take: Callable[[Exit | BaseException], None]) -> None:
+        self.ends_with: KvmError | Exit | None = ends_with
+        self._take = take
+
+    def finish(self, result: Exit | BaseException) -> None:
+        """See `InFlight`."""
+        self._take(result)
 
 
 class Runner:
@@ -117,7 +145,7 @@ class Runner:
         self.kicks = 0
         self._rendezvous = rendezvous
         self._irqchip = irqchip
-        self._run: Run | None = None
+        self._run: InFlight | None = None
 
     # On any thread.
 
@@ -126,6 +154,11 @@ class Runner:
         """See `Parkable`."""
         requests = self.context.record.requests
         return bool(requests & ENDING or not (requests & PARKING or self._sleeps))
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the run in flight has an instruction to run, or to end; parked or not."""
+        return bool(self.context.record.requests & ENDING) or not self._sleeps
 
     @property
     def _sleeps(self) -> bool:
@@ -146,9 +179,13 @@ class Runner:
 
     # On the event loop.
 
-    def submit(self, run: Run) -> None:
-        """Hand the vCPU to the workers for a run; it has none."""
+    def begin(self, run: InFlight) -> None:
+        """Begin a run, which goes on whenever the vCPU is given a slice; it has none."""
         self._run = run
+
+    def submit(self, run: InFlight) -> None:
+        """Begin a run, and hand the vCPU to the workers for it."""
+        self.begin(run)
         self._rendezvous.scheduler.submit(self)
 
     def abandon(self) -> None:
@@ -171,13 +208,13 @@ class Runner:
 
     # On a worker.
 
-    def run_slice(self, scheduler: Scheduler) -> bool:
+    def run_slice(self, turn: Turn) -> bool:
         """Run until there is a result, or it is another vCPU's turn."""
         run = self._run
         assert run is not None, "a vCPU is queued by KVM_RUN alone"  # noqa: S101
         result: Exit | bool | BaseException
         try:
-            result = self._slice(run, scheduler)
+            result = self._slice(run, turn)
         except KvmError as error:
             # Without its frames, which would keep the view alive: an error and the frame that holds it are a cycle.
             result = error.with_traceback(None)
@@ -190,7 +227,7 @@ class Runner:
         run.finish(result)
         return False
 
-    def _slice(self, run: Run, scheduler: Scheduler) -> Exit | bool:
+    def _slice(self, run: InFlight, turn: Turn) -> Exit | bool:
         """Return an exit, or whether to be queued again."""
         while True:
             if self.context.record.requests and self._serve_requests(run):
@@ -201,16 +238,16 @@ class Runner:
                 if self._rendezvous.park(self):
                     return False
                 continue
-            ran, completing = self._enter(run)
+            ran, completing = self._enter(run, turn)
             if not isinstance(ran, Stop) and not self._serve_inside(ran):
                 return self._leave(ran, completing=completing)
             if self.single_step and run.ends_with is None and (ran is Stop.BUDGET or isinstance(ran, Halt)):
                 return DebugExit(self.context.record.pc, None)
             # What was served inside ends a turn too: a guest that does nothing else would keep the worker for good.
-            if ran not in _WITHIN_A_TURN and scheduler.others_wait:
+            if ran not in _WITHIN_A_TURN and turn.others_wait:
                 return True
 
-    def _enter(self, run: Run) -> tuple[Ran, bool]:
+    def _enter(self, run: InFlight, turn: Turn) -> tuple[Ran, bool]:
         """Enter guest mode in the newest view; return what came of it, and whether an exit is still to be completed."""
         rendezvous, record = self._rendezvous, self.context.record
         if self.pending is None:
@@ -220,14 +257,14 @@ class Runner:
         self.context.take_view(view)
         # One alone: the debugger's step, or the end of a pending exit of a run or a vCPU that goes no further.
         one = self.single_step or run.ends_with is not None or self.halted
-        record.budget = 1 if one else SLICE_INSTRUCTIONS
+        record.budget = turn.allow(1 if one else SLICE_INSTRUCTIONS)
         retired = record.retired
         ran = rendezvous.engine.run(self.context, view, self.pending, COMPLETING)
         if record.retired != retired:
             self.pending = None
         return ran, self.pending is not None
 
-    def _serve_requests(self, run: Run) -> bool:
+    def _serve_requests(self, run: InFlight) -> bool:
         """Serve what is requested; tell whether the vCPU is parked now."""
         requests = self.context.record.requests
         if requests & KVM_REQ_VM_DEAD:

@@ -19,10 +19,21 @@ median, and 2.2 ms with any of 1, 3 and 5.
 """
 
 
+class Turn(Protocol):
+    """What a task asks, while it has a worker, for how long it may go on."""
+
+    @property
+    def others_wait(self) -> bool:
+        """Whether somebody else wants the worker."""
+
+    def allow(self, instructions: int) -> int:
+        """Tell how many of so many instructions the task may run before it asks again."""
+
+
 class Task(Protocol):
     """Something that runs in slices."""
 
-    def run_slice(self, scheduler: Scheduler) -> bool:
+    def run_slice(self, turn: Turn) -> bool:
         """Run for a while, and tell whether to be queued again. Never raises."""
 
 
@@ -41,6 +52,10 @@ class Scheduler:
     def others_wait(self) -> bool:
         """Whether a task is ready and no worker has taken it."""
         return not self._ready.empty()
+
+    def allow(self, instructions: int) -> int:
+        """See `Turn`: a task may run a whole slice."""
+        return instructions
 
     def submit(self, task: Task) -> None:
         """Make a task ready; it is neither ready nor running now."""

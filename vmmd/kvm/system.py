@@ -50,8 +50,12 @@ class System:
         """KVM_CHECK_EXTENSION: what is said of a capability, 0 where it is not there."""
         return CAPABILITIES.get(extension, 0)
 
-    def create_vm(self, name: str | None = None) -> Vm:
+    def create_vm(self, name: str | None = None, seed: int | None = None) -> Vm:
         """KVM_CREATE_VM.
+
+        Args:
+            name: what its creator calls it.
+            seed: 64 bits that decide in which order the vCPUs of a cooperative VM run; None makes a parallel one.
 
         Raises:
             KvmError: EMFILE where the limit of VMs is reached.
@@ -65,6 +69,7 @@ class System:
             scheduler=self._scheduler,
             ledger=self._new_ledger(),
             limits=self._limits,
+            seed=seed,
         )
         self._vms[vm.id] = vm
         return vm

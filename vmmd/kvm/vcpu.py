@@ -21,8 +21,8 @@ from vmmd.kvm.errors import KvmError
 from vmmd.kvm.exits import KVM_EXIT_INTR, KVM_EXIT_UNKNOWN, Exit
 from vmmd.kvm.irqchip import Irqchip
 from vmmd.kvm.rendezvous import Rendezvous
-from vmmd.kvm.requests import KVM_REQ_DIRTY_RING_SOFT_FULL, KVM_REQ_PAUSE, KVM_REQ_USERSPACE_KICK, SIGNAL_PENDING
-from vmmd.kvm.runner import KVM_RUN, Run, Runner
+from vmmd.kvm.requests import KVM_REQ_PAUSE, KVM_REQ_USERSPACE_KICK, SIGNAL_PENDING
+from vmmd.kvm.runner import KVM_RUN, Run, Runner, TurnRun
 from vmmd.kvm.uapi import (
     GUESTDBG_FLAGS,
     KVM_GUESTDBG_ENABLE,
@@ -73,7 +73,7 @@ class Vcpu:
         ring: DirtyRing | None = None,
     ) -> None:
         self.id = vcpu_id
-        self.context = Context(rendezvous.published, vcpu_id, clock.now_ns, ring, KVM_REQ_DIRTY_RING_SOFT_FULL)
+        self.context = Context(rendezvous.published, vcpu_id, clock.now_ns, ring, rendezvous.ring_request)
         self.stray_exits = 0
         self._rendezvous = rendezvous
         self._runner = Runner(rendezvous, self.context, irqchip)
@@ -119,9 +119,11 @@ class Vcpu:
 
         Raises:
             KvmError: EBUSY where a run is under way, or somebody else owns the vCPU; EINVAL where `data` does not fit
-                what is pending; EINTR by a signal, a timeout or immediate_exit; EFAULT where a host page is gone;
-                ECANCELED where the VM is destroyed.
+                what is pending, and in a cooperative VM, which runs by advances alone; EINTR by a signal, a timeout or
+                immediate_exit; EFAULT where a host page is gone; ECANCELED where the VM is destroyed.
         """
+        if self._rendezvous.is_cooperative:
+            raise KvmError(errno.EINVAL, "a cooperative VM never runs by itself: use vm.advance", KVM_RUN)
         if self._run is not None:
             raise KvmError(errno.EBUSY, f"vCPU {self.id} is in KVM_RUN already", KVM_RUN)
         if self._owner is not None and owner is not self._owner:
@@ -133,11 +135,7 @@ class Vcpu:
                 )
             unseen, self._unseen = self._unseen, None
             return unseen
-        self._runner.answer(data)
-        # A reservation does not outlast a return of KVM_RUN.
-        self.context.end_reservation()
-        at_once = KvmError(errno.EINTR, "immediate_exit is set", KVM_RUN, exit_reason=self._reason)
-        run = self._run = Run(ends_with=at_once if self._immediate_exit else None)
+        run = self._run = Run(ends_with=self._prepare_run(data))
         run.done.add_done_callback(self._over)
         self._rendezvous.running += 1
         timer = run.loop.call_later(timeout_ms / 1000, self.signal) if timeout_ms is not None else None
@@ -154,6 +152,27 @@ class Vcpu:
         finally:
             if timer is not None:
                 timer.cancel()
+
+    def begin(self, over: Callable[[Exit | BaseException], None]) -> Runner:
+        """Begin a KVM_RUN that goes on whenever its runner is given a slice; called on a worker, during an advance.
+
+        `over` takes the result there; a read that waits and has no answer yet is answered by zeroes.
+        """
+
+        def finish(result: Exit | BaseException) -> None:
+            self._note_reason(result)
+            over(result)
+
+        self._runner.begin(TurnRun(self._prepare_run(None), finish))
+        return self._runner
+
+    def _prepare_run(self, data: bytes | None) -> KvmError | None:
+        """Take the answer to what is pending; return what the run ends with at once, if it does."""
+        self._runner.answer(data)
+        # A reservation does not outlast a return of KVM_RUN.
+        self.context.end_reservation()
+        at_once = KvmError(errno.EINTR, "immediate_exit is set", KVM_RUN, exit_reason=self._reason)
+        return at_once if self._immediate_exit else None
 
     async def run_over(self) -> None:
         """Wait until no KVM_RUN is under way."""
@@ -223,6 +242,7 @@ class Vcpu:
 
     def set_immediate_exit(self, value: int) -> None:
         """Set kvm_run.immediate_exit: while it is not 0, KVM_RUN completes a pending exit, and ends with EINTR."""
+        self._rendezvous.check_no_advance("KVM_RUN")
         self._immediate_exit = value
 
     async def get_regs(self) -> dict[str, int]:
@@ -240,6 +260,7 @@ class Vcpu:
                 nothing is set.
         """
         wanted = registers.check(regs)
+        self._rendezvous.check_no_advance("KVM_SET_REGS")
         async with self._paused():
             if wanted.get("pc", self.context.record.pc) != self.context.record.pc:
                 self._runner.abandon()
@@ -251,6 +272,7 @@ class Vcpu:
 
     async def start_at(self, pc: int) -> None:
         """Let the vCPU begin at an address; an instruction that waits for userspace is abandoned, and a sleep ends."""
+        self._rendezvous.check_no_advance("KVM_SET_REGS")
         async with self._paused():
             self._runner.abandon()
             self._runner.halted = False
@@ -273,6 +295,7 @@ class Vcpu:
             raise KvmError(errno.EINVAL, f"mp_state {mp_state} is none that T64 has", "KVM_SET_MP_STATE")
         if mp_state == KVM_MP_STATE_HALTED and not self._has_irqchip:
             raise KvmError(errno.EINVAL, "halted inside KVM_RUN needs vm.create_irqchip", "KVM_SET_MP_STATE")
+        self._rendezvous.check_no_advance("KVM_SET_MP_STATE")
         async with self._paused():
             self._runner.halted = mp_state == KVM_MP_STATE_HALTED
 
@@ -286,13 +309,19 @@ class Vcpu:
             raise KvmError(
                 errno.EINVAL, f"control {control:#x} has bits besides {GUESTDBG_FLAGS:#x}", "KVM_SET_GUEST_DEBUG"
             )
+        self._rendezvous.check_no_advance("KVM_SET_GUEST_DEBUG")
         async with self._paused():
             enabled = bool(control & KVM_GUESTDBG_ENABLE)
             self._runner.single_step = enabled and bool(control & KVM_GUESTDBG_SINGLESTEP)
             self.context.breakpoints_leave = enabled and bool(control & KVM_GUESTDBG_USE_SW_BP)
 
     def interrupt(self) -> None:
-        """KVM_INTERRUPT: make the external interrupt pending, until the guest takes it."""
+        """KVM_INTERRUPT: make the external interrupt pending, until the guest takes it.
+
+        Raises:
+            KvmError: EBUSY while an advance is under way, as for every call here that changes a vCPU.
+        """
+        self._rendezvous.check_no_advance("KVM_INTERRUPT")
         self._runner.raise_interrupts(1 << EXTERNAL)
         self.notice()
 
@@ -300,10 +329,13 @@ class Vcpu:
         self._run = None
         self._rendezvous.running -= 1
         self._rendezvous.engine.retract(self._runner.group, SIGNAL_PENDING)
-        error = done.exception()
-        self._reason = error.data.get("exit_reason", self._reason) if isinstance(error, KvmError) else self._reason
-        if error is None:
-            self._reason = done.result().reason
+        self._note_reason(done.exception() or done.result())
+
+    def _note_reason(self, result: Exit | BaseException) -> None:
+        if isinstance(result, KvmError):
+            self._reason = result.data.get("exit_reason", self._reason)
+        elif not isinstance(result, BaseException):
+            self._reason = result.reason
 
     @asynccontextmanager
     async def _paused(self) -> AsyncIterator[None]:

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 from vmmd.isa.engine import Engine
-from vmmd.kvm.clock import Clock
+from vmmd.kvm.clock import Clock, HostClock
+from vmmd.kvm.cooperative import Cooperative
 from vmmd.kvm.errors import KvmError, in_ioctl
 from vmmd.kvm.gate import Entry, Gate, Passage
 from vmmd.kvm.guest_memory import GuestMemory, Published
@@ -37,20 +38,31 @@ class Vm:
     Attributes:
         id, name: what the system knows it by, and what its creator called it.
         vcpus: by their ids.
+        cooperative: what its vCPUs run by, where it is a cooperative VM: one with a seed.
     """
 
     def __init__(
-        self, vm_id: str, name: str | None, *, engine: Engine, scheduler: Scheduler, ledger: Ledger, limits: Limits
+        self,
+        vm_id: str,
+        name: str | None,
+        *,
+        engine: Engine,
+        scheduler: Scheduler,
+        ledger: Ledger,
+        limits: Limits,
+        seed: int | None = None,
     ) -> None:
         self.id = vm_id
         self.name = name
         self._limits = limits
-        self._meet = Rendezvous(engine, scheduler, View(Memslots(), HostSpace()))
-        self._memory = GuestMemory(self._meet, engine, ledger)
+        view = View(Memslots(), HostSpace())
         self._gate = Gate(lambda: self.generation, limits.max_wait_ms)
+        self.cooperative = Cooperative(engine, scheduler, view, self._gate, seed) if seed is not None else None
+        self._meet = self.cooperative or Rendezvous(engine, scheduler, view)
+        self._memory = GuestMemory(self._meet, engine, ledger)
         self._vcpus: dict[int, Vcpu] = {}
         self._lines: dict[int, Lines] = {}
-        self._clock = Clock()
+        self._clock: Clock = self.cooperative.clock if self.cooperative else HostClock()
         self._irqchip: Irqchip | None = None
         self._kicks = Kicks(self._meet, self._memory, self._gate, self._vcpus, limits, self._time_stands_still)
 
@@ -287,6 +299,7 @@ class Vm:
         """
         with in_ioctl("KVM_CREATE_IRQCHIP"):
             self._gate.check_open()
+            self._meet.check_no_advance("KVM_CREATE_IRQCHIP")
             if self._irqchip is not None:
                 raise KvmError(errno.EEXIST, f"VM {self.id} has an interrupt controller already")
             if self._vcpus:
@@ -303,6 +316,7 @@ class Vm:
         """
         with in_ioctl("KVM_CREATE_VCPU"):
             self._gate.check_open()
+            self._meet.check_no_advance("KVM_CREATE_VCPU")
             if not 0 <= vcpu_id < self._limits.vcpus_per_vm:
                 raise KvmError(errno.EINVAL, f"vCPU id {vcpu_id} is not below {self._limits.vcpus_per_vm}")
             if vcpu_id in self._vcpus:
@@ -348,6 +362,7 @@ class Vm:
                 raise KvmError(errno.EINVAL, "without a hold there is no wait_ms and no lease_ms; name a hold")
             self._gate.check_open()
             self._gate.check_generation(if_generation)
+            self._meet.check_no_advance("KVM_KICK_ALL_RUNNING_VCPUS")
             return await self._kicks.kick_raw()
 
     async def resume_all_kicked_vcpus(self, hold: str | None = None) -> Resume:
@@ -362,6 +377,7 @@ class Vm:
         with in_ioctl("KVM_RESUME_ALL_KICKED_VCPUS"):
             if hold is None:
                 self._gate.check_open()
+                self._meet.check_no_advance("KVM_RESUME_ALL_KICKED_VCPUS")
                 return self._kicks.resume_raw()
             return self._kicks.resume(hold)
 
@@ -385,6 +401,7 @@ class Vm:
         for vcpu in self._vcpus.values():
             vcpu.notice(KvmError(errno.ECANCELED, f"VM {self.id} is destroyed"))
             await vcpu.run_over()
+        await self._meet.stop_advance()
         if self._irqchip is not None:
             self._irqchip.stop()
         self._memory.drop()

@@ -3,6 +3,7 @@
     CREATED --start--> RUNNING --stop--> STOPPED --start--> RUNNING …
 
 A machine stays RUNNING when loops have ended by themselves: what ended each is kept until the next start.
+That of a cooperative VM is started by its first advance, and runs during advances alone.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import errno
 from collections.abc import Mapping
 from enum import Enum
 
+from vmmd.kvm.cooperative import Advanced
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.exits import Exit
 from vmmd.kvm.system import System
 from vmmd.kvm.vm import Vm
 from vmmd.machine.console import Console
+from vmmd.machine.cooperative import CooperativeLoops
 from vmmd.machine.run_loop import StrayPolicy, run_loop
 
 
@@ -43,18 +46,23 @@ class Machine:
         self._loops: dict[int, asyncio.Task[Exit | KvmError]] = {}
         self._ended: dict[int, Exit | KvmError] = {}
         self._stopping = False
+        self._cooperative = (
+            None if vm.cooperative is None else CooperativeLoops(vm, vm.cooperative, self._console, self._note_start)
+        )
 
     @property
     def ended(self) -> Mapping[int, Exit | KvmError]:
         """What ended the loops that ended by themselves, by vCPU."""
-        return self._ended
+        return self._ended if self._cooperative is None else self._cooperative.ended
 
     def start(self, policy: StrayPolicy = StrayPolicy.STOP) -> None:
         """Start a loop for each vCPU that there is.
 
         Raises:
-            KvmError: EBUSY where loops are running, or a vCPU is in KVM_RUN.
+            KvmError: EBUSY where loops are running, or a vCPU is in KVM_RUN; EINVAL for a cooperative VM.
         """
+        if self._cooperative is not None:
+            raise KvmError(errno.EINVAL, f"VM {self.vm.id} is cooperative, and never runs by itself: use vm.advance")
         if self.state is MachineState.RUNNING:
             raise KvmError(errno.EBUSY, f"the run loops of VM {self.vm.id} are started; stop them first")
         busy = [vcpu.id for vcpu in self.vm.vcpus.values() if vcpu.is_running]
@@ -68,8 +76,29 @@ class Machine:
             loop.add_done_callback(lambda done, vcpu_id=vcpu.id: self._note_end(vcpu_id, done))  # type: ignore[misc]
             self._loops[vcpu.id] = loop
 
+    async def advance(
+        self,
+        instructions: int,
+        policy: StrayPolicy = StrayPolicy.STOP,
+        *,
+        wait_ms: int = 0,
+        if_generation: int | None = None,
+    ) -> Advanced:
+        """Let the loops of a cooperative VM go on until so many instructions have retired in all.
+
+        A loop begins at the first advance that finds its vCPU. See `Cooperative.advance`.
+
+        Raises:
+            KvmError: EINVAL for a parallel VM; EBUSY while it is held or advanced; ECANCELED where it is destroyed.
+        """
+        if self._cooperative is None:
+            raise KvmError(errno.EINVAL, f"VM {self.vm.id} is parallel, and runs by itself: use vm.start")
+        return await self._cooperative.advance(instructions, policy, wait_ms=wait_ms, if_generation=if_generation)
+
     async def stop(self) -> None:
         """End all loops and every other KVM_RUN, held ones too, and wait for it; without any it does nothing."""
+        if self._cooperative is not None:
+            await self._cooperative.stop()
         self._stopping = True
         try:
             while self._loops:
@@ -90,6 +119,9 @@ class Machine:
         """Return console output from a position on, and the position behind it."""
         return self._console.read(since)
 
+    def _note_start(self) -> None:
+        self.state = MachineState.RUNNING
+
     def _note_end(self, vcpu_id: int, loop: asyncio.Task[Exit | KvmError]) -> None:
         del self._loops[vcpu_id]
         self.vm.vcpu(vcpu_id).own(None)
@@ -107,13 +139,13 @@ class Machines:
         self._system = system
         self._machines: dict[str, Machine] = {}
 
-    def create(self, name: str | None = None) -> Machine:
-        """Make a VM with its userspace half.
+    def create(self, name: str | None = None, seed: int | None = None) -> Machine:
+        """Make a VM with its userspace half; with a seed, a cooperative one.
 
         Raises:
             KvmError: EMFILE where the limit of VMs is reached.
         """
-        machine = Machine(self._system.create_vm(name))
+        machine = Machine(self._system.create_vm(name, seed))
         self._machines[machine.vm.id] = machine
         return machine
 

@@ -10,6 +10,7 @@ anything else, and every error: ends this vCPU's loop
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 
 from vmmd.kvm.errors import KvmError
@@ -41,19 +42,28 @@ async def run_loop(vcpu: Vcpu, owner: object, console: Console, policy: StrayPol
             if error.data.get("kicked"):
                 continue
             return error
-        data = None
-        match exit_:
-            case IoExit(direction=direction, port=port, data=written):
-                if direction != KVM_EXIT_IO_OUT:
-                    data = b"\xff" * exit_.size
-                elif port == CONSOLE_PORT:
-                    console.write(written or b"")
-            case MmioExit(is_write=is_write):
-                vcpu.stray_exits += 1
-                if policy is StrayPolicy.STOP:
-                    return exit_
-                data = None if is_write else b"\xff" * exit_.len
-            case DirtyRingFullExit() | HltExit():
-                pass
-            case _:
-                return exit_
+        goes_on, data = serve(exit_, vcpu, console.write, policy)
+        if not goes_on:
+            return exit_
+
+
+def serve(exit_: Exit, vcpu: Vcpu, write: Callable[[bytes], object], policy: StrayPolicy) -> tuple[bool, bytes | None]:
+    """Do what an exit asks for, waiting apart; `write` takes console output.
+
+    Returns:
+        Whether the loop goes on, and the answer for the next KVM_RUN.
+    """
+    match exit_:
+        case IoExit(direction=direction, port=port, data=written):
+            if direction != KVM_EXIT_IO_OUT:
+                return True, b"\xff" * exit_.size
+            if port == CONSOLE_PORT:
+                write(written or b"")
+            return True, None
+        case MmioExit(is_write=is_write):
+            vcpu.stray_exits += 1
+            return policy is not StrayPolicy.STOP, None if is_write else b"\xff" * exit_.len
+        case DirtyRingFullExit() | HltExit():
+            return True, None
+        case _:
+            return False, None
