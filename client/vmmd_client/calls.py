@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict, Unpack
 
 from vmmd.api.holds import KickResult, ResumeResult
 from vmmd.api.isa import AssembleResult, Line
-from vmmd.api.machine import ConsoleResult, LoadElfResult
+from vmmd.api.machine import AdvanceResult, ConsoleResult, LoadElfResult
 from vmmd.api.memslots import RegionListResult, RegionsResult
 from vmmd.api.system import InfoResult, VmInfo
 from vmmd.api.vcpus import RunResult, StatsResult
@@ -61,9 +61,11 @@ def check_extension(extension: str) -> Call[int]:
     return _call("kvm.check_extension", _whole, extension=extension)
 
 
-def create_vm(name: str | None) -> Call[str]:
+def create_vm(
+    name: str | None, execution: Literal["parallel", "cooperative"] | None = None, seed: int | None = None
+) -> Call[str]:
     """KVM_CREATE_VM: the new VM's id."""
-    return _call("kvm.create_vm", attrgetter("vm"), name=name)
+    return _call("kvm.create_vm", attrgetter("vm"), name=name, execution=execution, seed=seed)
 
 
 def destroy_vm(vm: str) -> Call[None]:
@@ -283,6 +285,17 @@ def get_vm_stats(vm: str) -> Call[StatsResult]:
 def start(vm: str, mmio: Literal["stop", "ones"], **options: Unpack[ChangeOptions]) -> Call[None]:
     """Start a run loop a vCPU."""
     return _call("vm.start", _whole, vm=vm, mmio=mmio, **options)
+
+
+def advance(
+    vm: str,
+    instructions: int,
+    mmio: Literal["stop", "ones"] | None = None,
+    wait_ms: int | None = None,
+    **options: Unpack[ChangeOptions],
+) -> Call[AdvanceResult]:
+    """Let a cooperative VM go on for so many retired instructions."""
+    return _call("vm.advance", _whole, vm=vm, instructions=instructions, mmio=mmio, wait_ms=wait_ms, **options)
 
 
 def stop(vm: str, **options: Unpack[ChangeOptions]) -> Call[None]:

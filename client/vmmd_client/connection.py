@@ -7,7 +7,7 @@ call. Nothing runs in the background, and importing this does nothing.
 
 import os
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from vmmd.api.isa import AssembleResult, Line
 from vmmd.api.system import InfoResult, VmInfo
@@ -37,16 +37,25 @@ class Kvm:
         """KVM_CHECK_EXTENSION: what a capability ("KVM_CAP_NR_MEMSLOTS") amounts to; 0 where vmmd does not have it."""
         return await self._channel.send(calls.check_extension(extension))
 
-    async def create_vm(self, name: str | None = None) -> Vm:
+    async def create_vm(
+        self,
+        name: str | None = None,
+        *,
+        execution: Literal["parallel", "cooperative"] | None = None,
+        seed: int | None = None,
+    ) -> Vm:
         """KVM_CREATE_VM: a VM without memory and vCPUs.
 
         Args:
             name: a name for people; it need not be unique.
+            execution: "parallel", the default: vCPUs run by themselves. "cooperative": by `Vm.advance` alone.
+            seed: what decides the order of turns in a cooperative VM, 64 bits; left out: 0.
 
         Raises:
             KvmError: EMFILE, over the daemon's limit.
+            InvalidArgument: a seed for a parallel VM.
         """
-        return Vm(self._channel, await self._channel.send(calls.create_vm(name)))
+        return Vm(self._channel, await self._channel.send(calls.create_vm(name, execution, seed)))
 
     async def destroy_vm(self, vm: str) -> None:
         """Destroy a VM by its id."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Unpack
 
 from vmmd.api.holds import KickResult, ResumeResult
-from vmmd.api.machine import ConsoleResult, LoadElfResult
+from vmmd.api.machine import AdvanceResult, ConsoleResult, LoadElfResult
 from vmmd.api.memslots import RegionListResult
 from vmmd.api.vcpus import StatsResult
 
@@ -339,8 +339,30 @@ class Vm:
         """
         await self._channel.send(calls.start(self.id, mmio, **options))
 
+    async def advance(
+        self,
+        instructions: int,
+        *,
+        mmio: Literal["stop", "ones"] | None = None,
+        wait_ms: int | None = None,
+        **options: Unpack[ChangeOptions],
+    ) -> AdvanceResult:
+        """Let a cooperative VM go on for so many retired instructions, in the order that its seed decides.
+
+        Args:
+            instructions: how many, of all vCPUs; a long advance wants a handle `with_timeout`.
+            mmio: what a stray MMIO exit does meanwhile, as of `start`; left out: "stop".
+            wait_ms: how long to wait while the VM is held or advanced; left out: not at all.
+            **options: see `calls.ChangeOptions`.
+
+        Raises:
+            InvalidArgument: the VM is parallel.
+            HoldConflict: it is held, or being advanced.
+        """
+        return await self._channel.send(calls.advance(self.id, instructions, mmio, wait_ms, **options))
+
     async def stop(self, **options: Unpack[ChangeOptions]) -> None:
-        """End all run loops; idempotent."""
+        """End all run loops, and an advance; idempotent."""
         await self._channel.send(calls.stop(self.id, **options))
 
     async def load_elf(

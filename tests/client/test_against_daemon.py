@@ -194,3 +194,27 @@ async def test_a_hold_is_renewed_and_one_that_is_forgotten_is_rolled_back(vmmd: 
     with pytest.raises(HoldFailed):
         async with vm.hold(lease_ms=1) as hold:
             await vm.map_host_memory(PAGE, wait_ms=10_000)
+
+
+async def test_a_cooperative_vm_is_advanced_and_the_same_calls_give_the_same_digest(vmmd: Client) -> None:
+    digests = []
+    for _ in range(2):
+        vm = await vmmd.kvm.create_vm(execution="cooperative", seed=7)
+        memory = await vm.map_host_memory(2 * PAGE)
+        await vm.set_user_memory_region(0, guest_phys_addr=0x1000, memory_size=PAGE, userspace_addr=memory)
+        await vm.set_user_memory_region(1, guest_phys_addr=0x2000, memory_size=PAGE, userspace_addr=memory + PAGE)
+        await vm.write_guest_memory(0x1000, (await vmmd.isa.assemble(COUNT, 0x1000)).code)
+        for vcpu_id in range(2):
+            await (await vm.create_vcpu(vcpu_id)).set_regs({"pc": 0x1000})
+        assert (await vm.advance(1000)).instructions == 1000
+        async with vm.transaction() as change:
+            change.merge(0, 1)
+        advanced = await vm.advance(1000)
+        assert (advanced.instructions, advanced.ended_by) == (1000, "instructions")
+        assert (await vm.get_stats()).instructions == 2000
+        assert (await vm.get_stats()).stray_exits == 0
+        digests.append(advanced.digest)
+        with pytest.raises(InvalidArgument):
+            await vm.start()
+        await vm.destroy()
+    assert digests[0] == digests[1]

@@ -78,6 +78,7 @@ async def test_a_vm_that_does_not_exist_is_ebadf_for_every_method(wire: Wire, me
         "bitmap": "",
         "cap": "KVM_CAP_X",
         "size": 0,
+        "instructions": 0,
         "length": 0,
         "slot": 0,
         "flags": 0,

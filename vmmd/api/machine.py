@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from vmmd.api.types import Base64, ChangeOptions, Count, GateOptions, Hex64, Result, VcpuId, VmParams
+from vmmd.api.types import U32, Base64, ChangeOptions, Count, GateOptions, Hex64, Result, VcpuId, VmParams
 
 
 class StartParams(VmParams, ChangeOptions):
@@ -18,6 +18,32 @@ class StartParams(VmParams, ChangeOptions):
 
 class StopParams(VmParams, ChangeOptions):
     """Which VM's run loops end."""
+
+
+class AdvanceParams(VmParams, ChangeOptions):
+    """How far a cooperative VM goes on."""
+
+    instructions: Count = Field(description="How many instructions its vCPUs are to retire, all together.")
+    mmio: Literal["stop", "ones"] = Field(
+        default="stop", description='What becomes of an MMIO exit nobody owns in this advance, as of "vm.start".'
+    )
+    wait_ms: U32 = Field(
+        default=0,
+        description="How long to wait, in milliseconds, while the VM is held or advanced, before EBUSY; 0: no time.",
+    )
+
+
+class AdvanceResult(Result):
+    """How far it went, and what it has come to."""
+
+    instructions: Count = Field(description="How many instructions retired: those asked for, where nothing ended it.")
+    ended_by: str = Field(
+        description='"instructions": all that were asked for; "idle": no vCPU can run before a call from outside; '
+        '"traps": the guest did nothing but trap; "stop": vm.stop.'
+    )
+    digest: str = Field(
+        description="sha256 in hex over all exits since the VM was created, registers, slots and memory."
+    )
 
 
 class LoadElfParams(VmParams, GateOptions, ChangeOptions):

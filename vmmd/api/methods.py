@@ -85,7 +85,7 @@ _SYSTEM = (
         "Create a VM with no memory and no vCPU.",
         changes=True,
         ioctl="KVM_CREATE_VM",
-        errors=("EMFILE",),
+        errors=("EMFILE", "EINVAL"),
     ),
     Method(
         "kvm.destroy_vm",
@@ -239,7 +239,7 @@ _VCPUS = (
         "Create a vCPU; it starts KVM_MP_STATE_RUNNABLE, and held where the VM is held.",
         changes=True,
         ioctl="KVM_CREATE_VCPU",
-        errors=("EINVAL", "EEXIST"),
+        errors=("EINVAL", "EEXIST", "EBUSY"),
     ),
     Method(
         "vcpu.run",
@@ -272,7 +272,7 @@ _VCPUS = (
         "Set the registers that are named; a running vCPU leaves guest mode for the call and goes on.",
         changes=True,
         ioctl="KVM_SET_REGS",
-        errors=("EINVAL",),
+        errors=("EINVAL", "EBUSY"),
     ),
     Method(
         "vcpu.set_immediate_exit",
@@ -280,6 +280,7 @@ _VCPUS = (
         None,
         "Set kvm_run's immediate_exit, which makes KVM_RUN end pending work and return EINTR.",
         changes=True,
+        errors=("EBUSY",),
     ),
     Method(
         "vm.create_irqchip",
@@ -288,7 +289,7 @@ _VCPUS = (
         "Add the in-kernel interrupt controller: CLINT's registers at 0x2000000, and a wfi that sleeps inside KVM_RUN.",
         changes=True,
         ioctl="KVM_CREATE_IRQCHIP",
-        errors=("EEXIST", "EINVAL"),
+        errors=("EEXIST", "EINVAL", "EBUSY"),
     ),
     Method(
         "vcpu.interrupt",
@@ -297,6 +298,7 @@ _VCPUS = (
         "Make the external interrupt pending, until the guest takes it.",
         changes=True,
         ioctl="KVM_INTERRUPT",
+        errors=("EBUSY",),
     ),
     Method(
         "vcpu.get_mp_state",
@@ -312,7 +314,7 @@ _VCPUS = (
         "Make a vCPU runnable, or halt it until an interrupt.",
         changes=True,
         ioctl="KVM_SET_MP_STATE",
-        errors=("EINVAL",),
+        errors=("EINVAL", "EBUSY"),
     ),
     Method(
         "vcpu.set_guest_debug",
@@ -321,7 +323,7 @@ _VCPUS = (
         "Leave the guest at every ebreak, or after every instruction, with KVM_EXIT_DEBUG.",
         changes=True,
         ioctl="KVM_SET_GUEST_DEBUG",
-        errors=("EINVAL",),
+        errors=("EINVAL", "EBUSY"),
     ),
     Method("vcpu.get_stats", vcpus.GetVcpuStatsParams, vcpus.StatsResult, "Give a vCPU's counters."),
     Method("vm.get_stats", vcpus.GetVmStatsParams, vcpus.StatsResult, "Give the counters, summed over the VM's vCPUs."),
@@ -334,7 +336,15 @@ _MACHINE = (
         None,
         "Start a run loop a vCPU, which calls KVM_RUN for good and serves the console.",
         changes=True,
-        errors=("EBUSY",),
+        errors=("EBUSY", "EINVAL"),
+    ),
+    Method(
+        "vm.advance",
+        machine.AdvanceParams,
+        machine.AdvanceResult,
+        "Let a cooperative VM's run loops go on for so many retired instructions, in the order that its seed decides.",
+        changes=True,
+        errors=("EINVAL", "EBUSY", "ECANCELED"),
     ),
     Method("vm.stop", machine.StopParams, None, "End all run loops, held ones too; idempotent.", changes=True),
     Method(

@@ -1,9 +1,11 @@
 """Models of the system level (`kvm.`) and of the daemon itself (`daemon.`)."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from vmmd.api.errors import RpcError
-from vmmd.api.types import ChangeOptions, Count, Params, Result, VmParams
+from vmmd.api.types import ChangeOptions, Count, Params, Result, U64In, VmParams
 from vmmd.api.vcpus import RunResult
 
 
@@ -18,13 +20,21 @@ class CheckExtensionParams(Params):
 
 
 class CreateVmParams(Params):
-    """What the new VM is called."""
+    """What the new VM is called, and how its vCPUs run."""
 
     name: str | None = Field(
         default=None,
         min_length=1,
         max_length=64,
         description="A name for people, in lists and logs; it need not be unique.",
+    )
+    execution: Literal["parallel", "cooperative"] = Field(
+        default="parallel",
+        description='"parallel": vCPUs run by themselves, on all cores. "cooperative": by vm.advance alone, '
+        "one at a time, and the same calls give the same run.",
+    )
+    seed: U64In | None = Field(
+        default=None, description="What decides the order in a cooperative VM, 64 bits; left out: 0. None else has one."
     )
 
 
@@ -55,7 +65,10 @@ class VmInfo(Result):
 
     vm: str
     name: str | None
-    state: str = Field(description='"created", "running" (its run loops were started) or "stopped".')
+    execution: str = Field(description='"parallel" or "cooperative".')
+    state: str = Field(
+        description='"created", "running" (its run loops were started, or it was advanced) or "stopped".'
+    )
     vcpus: tuple[int, ...] = Field(description="The vCPUs' ids, in order.")
     generation: Count = Field(description="The slot table's generation.")
     ended: tuple[EndedVcpu, ...] = Field(description="The vCPUs whose run loop has ended by itself, and by what.")

@@ -22,6 +22,19 @@ async def _stop(core: Core, params: machine.StopParams, _scope: BodyScope) -> No
     await core.machine(params).stop()
 
 
+@handles("vm.advance")
+async def _advance(core: Core, params: machine.AdvanceParams, _scope: BodyScope) -> machine.AdvanceResult:
+    advanced = await core.machine(params).advance(
+        params.instructions,
+        StrayPolicy(params.mmio),
+        wait_ms=params.wait_ms,
+        if_generation=params.if_generation,
+    )
+    return machine.AdvanceResult(
+        instructions=advanced.instructions, ended_by=advanced.ended_by.value, digest=advanced.digest
+    )
+
+
 @handles("vm.load_elf")
 async def _load_elf(core: Core, params: machine.LoadElfParams, scope: BodyScope) -> machine.LoadElfResult:
     core.vm(params)

@@ -1,5 +1,6 @@
 """The system level, and the daemon itself."""
 
+import errno
 import os
 import time
 
@@ -27,6 +28,11 @@ async def _check_extension(core: Core, params: system.CheckExtensionParams, _sco
 
 @handles("kvm.create_vm")
 async def _create_vm(core: Core, params: system.CreateVmParams, _scope: BodyScope) -> system.CreateVmResult:
+    if params.execution == "cooperative":
+        return system.CreateVmResult(vm=core.machines.create(params.name, params.seed or 0).vm.id)
+    if params.seed is not None:
+        sentence = f"seed {params.seed:#x}: only a cooperative VM has one, and this is to be parallel"
+        raise KvmError(errno.EINVAL, sentence)
     return system.CreateVmResult(vm=core.machines.create(params.name).vm.id)
 
 
@@ -44,6 +50,7 @@ def _vm_info(machine: Machine) -> system.VmInfo:
     return system.VmInfo(
         vm=machine.vm.id,
         name=machine.vm.name,
+        execution="parallel" if machine.vm.cooperative is None else "cooperative",
         state=machine.state.value,
         vcpus=tuple(sorted(machine.vm.vcpus)),
         generation=machine.vm.generation,
