@@ -45,3 +45,29 @@ async def test_a_run_that_is_cancelled_in_guest_mode_has_no_exit_to_keep(vm: Vm)
         await run
     with refusal(errno.EINTR):
         await vcpu.run(timeout_ms=1)
+
+
+async def test_a_second_cancellation_loses_nothing_either(vm: Vm) -> None:
+    await boot(vm, "1: addi a1, a1, 1\n sd a1, 0(a0)\n j 1b")
+    vcpu = await vcpu_at(vm, a0=HOLE)
+    expected = 1
+    for _ in range(200):
+        run = asyncio.create_task(vcpu.run())
+        await asyncio.sleep(0)
+        run.cancel()
+        await asyncio.sleep(0)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        exit_ = await vcpu.run()
+        assert isinstance(exit_, MmioExit)
+        assert exit_.data == expected.to_bytes(8, "little")
+        expected += 1
+
+
+async def test_another_pc_leaves_nothing_of_an_exit_that_nobody_has_seen(vm: Vm) -> None:
+    await boot(vm, "ld a1, 0(a0)\n wfi")
+    vcpu = await vcpu_at(vm, a0=HOLE)
+    await cancelled_at_its_exit(vcpu)
+    await vcpu.set_regs({"pc": (await vcpu.get_regs())["pc"] + 4})
+    assert await vcpu.run() == HltExit()

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from tests.kvm.guest import CODE, DATA, HOLE, SPIN, boot, until, vcpu_at
+from tests.kvm.guest import CODE, DATA, HOLE, SPIN, boot, progress, until, vcpu_at
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.exits import HypercallExit, InternalErrorExit, MmioExit, ShutdownExit
 from vmmd.machine.machine import Machine, MachineState
@@ -138,3 +138,16 @@ async def test_a_loop_that_waits_at_hlt_is_stopped_and_starts_again(machine: Mac
     await machine.stop()
     assert machine.ended == {}
     assert (await vcpu.get_regs())["x11"] == 0
+
+
+@pytest.mark.parametrize("read", ["inb a1, 0(a0)", "ld a1, 0(a0)"])
+async def test_a_raw_kick_behind_a_read_ends_no_loop_and_the_read_has_its_answer(machine: Machine, read: str) -> None:
+    await boot(machine.vm, f"{read}\n" + SPIN.replace("a1", "a2"))
+    vcpu = await vcpu_at(machine.vm, a0=HOLE)
+    machine.start(StrayPolicy.ONES)
+    await progress(vcpu)
+    await machine.vm.kick_all_running_vcpus()
+    await machine.vm.resume_all_kicked_vcpus()
+    await progress(vcpu)
+    assert machine.ended == {}
+    assert (await vcpu.get_regs())["x11"] in {0xFF, 2**64 - 1}

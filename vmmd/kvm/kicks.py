@@ -152,6 +152,7 @@ class Kicks:
         self._meet.post(KVM_REQ_USERSPACE_KICK, self._meet.contexts)
         for vcpu in running:
             await vcpu.run_over()
+        self._gate.check_open()
         return Kick(None, len(running), time.monotonic_ns() - start, self._generation, None)
 
     def resume_raw(self) -> Resume:

@@ -9,7 +9,7 @@ import asyncio
 import errno
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from vmmd.isa.context import Context
@@ -145,7 +145,10 @@ class Vcpu:
         except asyncio.CancelledError:
             # A worker has the vCPU, so the run is over only when the worker says so.
             self.signal()
-            await asyncio.wait([run.done])
+            while not run.done.done():
+                # A further cancellation changes nothing: this one is raised in the end.
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([run.done])
             if not run.done.exception():
                 self._unseen = run.done.result()
             raise
@@ -264,6 +267,7 @@ class Vcpu:
         async with self._paused():
             if wanted.get("pc", self.context.record.pc) != self.context.record.pc:
                 self._runner.abandon()
+                self._unseen = None
             registers.write(self.context, wanted)
             if "mip" in wanted:
                 self._runner.lower_interrupts(INTERRUPTS & ~wanted["mip"])

@@ -40,6 +40,8 @@ async def run_loop(vcpu: Vcpu, owner: object, console: Console, policy: StrayPol
                 await vcpu.interrupt_pending()
         except KvmError as error:
             if error.data.get("kicked"):
+                # The run has taken the answer, and keeps it where it could not use it yet.
+                data = None
                 continue
             return error
         goes_on, data = serve(exit_, vcpu, console.write, policy)
