@@ -14,6 +14,8 @@ def run(engine: Engine, context: Context, view: View, pending: Pending | None = 
     while True:
         before = context.record.budget
         ran = engine.run(context, view, pending)
+        if not isinstance(ran, Stop):
+            engine.leave(context)
         if ran is not Stop.TURN:
             return ran
         assert context.record.budget < before, "a turn in which nothing was done"

@@ -59,7 +59,16 @@ class Engine(Words, Protocol):
         The context has taken `view`, and the caller keeps it. A pending instruction, which has its answer, comes
         first, and requests of `deferred` do not keep it from being completed; where the vCPU may not enter, it stays
         pending. `Stop.INSTRUCTION` is never returned.
+
+        Where the guest left, with an outcome or a pending instruction, the vCPU is still counted as inside, so that
+        nobody who kicks has an answer before its caller has kept that; the caller ends it with `leave`.
         """
+
+    def enter(self, context: Context) -> Stop | None:
+        """Count the vCPU as inside while its state is changed; a `Stop` says why it may not be, and nothing is begun."""
+
+    def leave(self, context: Context) -> None:
+        """Count the vCPU as outside again: whatever was done with its state happened before this."""
 
     def post(self, group: ContextGroup, requests: int) -> None:
         """Set request bits. Who is not in guest mode sees them before it enters."""
@@ -97,17 +106,28 @@ class CompiledEngine:
             if refused:
                 return Stop(refused)
             if not context.record.budget:
-                self._native.leave_mode(context.address)
+                self.leave(context)
                 return Stop.BUDGET
             try:
                 outcome = evaluate(context, view, self, pending)
                 _note_full_ring(self, context)
-            finally:
-                self._native.leave_mode(context.address)
+            except BaseException:
+                self.leave(context)
+                raise
             if outcome is not None:
                 return outcome
+            self.leave(context)
             pending = None
         return Stop.TURN
+
+    def enter(self, context: Context) -> Stop | None:
+        """See `Engine`."""
+        refused = self._native.enter(context.address, READING_MEMSLOTS, 0)
+        return Stop(refused) if refused else None
+
+    def leave(self, context: Context) -> None:
+        """See `Engine`."""
+        self._native.leave_mode(context.address)
 
     def post(self, group: ContextGroup, requests: int) -> None:
         """See `Engine`."""
@@ -167,28 +187,50 @@ class EvaluatedEngine:
 
     def run(self, context: Context, view: View, pending: Pending | None = None, deferred: int = 0) -> Ran:
         """See `Engine`."""
-        record = context.record
         deferred = deferred if pending else 0
-        # The GIL orders these accesses as the compiled engine's fences do.
-        record.mode = IN_GUEST_MODE
+        refused = self._take_mode(context, IN_GUEST_MODE, deferred)
+        if refused is not None:
+            return refused
+        ran: Ran = Stop.TURN
         try:
-            stale = record.view_number != ctypes.c_uint64.from_address(record.published).value
-            if stale and not record.requests & ~deferred:
-                return Stop.STALE
-            for _ in range(TURN_INSTRUCTIONS):
-                if record.requests & ~deferred:
-                    return Stop.REQUEST
-                if not record.budget:
-                    return Stop.BUDGET
-                with self._lock:
-                    outcome = evaluate(context, view, self, pending)
-                    _note_full_ring(self, context)
-                if outcome is not None:
-                    return outcome
-                pending, deferred = None, 0
-            return Stop.TURN
+            ran = self._evaluate(context, view, pending, deferred)
         finally:
-            record.mode = OUTSIDE_GUEST_MODE
+            if isinstance(ran, Stop):
+                self.leave(context)
+        return ran
+
+    def _evaluate(self, context: Context, view: View, pending: Pending | None, deferred: int) -> Ran:
+        record = context.record
+        for _ in range(TURN_INSTRUCTIONS):
+            if record.requests & ~deferred:
+                return Stop.REQUEST
+            if not record.budget:
+                return Stop.BUDGET
+            with self._lock:
+                outcome = evaluate(context, view, self, pending)
+                _note_full_ring(self, context)
+            if outcome is not None:
+                return outcome
+            pending, deferred = None, 0
+        return Stop.TURN
+
+    def enter(self, context: Context) -> Stop | None:
+        """See `Engine`."""
+        return self._take_mode(context, READING_MEMSLOTS, 0)
+
+    def leave(self, context: Context) -> None:
+        """See `Engine`."""
+        context.record.mode = OUTSIDE_GUEST_MODE
+
+    def _take_mode(self, context: Context, mode: int, deferred: int) -> Stop | None:
+        record = context.record
+        # The GIL orders these accesses as the compiled engine's fences do.
+        record.mode = mode
+        stale = record.view_number != ctypes.c_uint64.from_address(record.published).value
+        if not stale and not record.requests & ~deferred:
+            return None
+        self.leave(context)
+        return Stop.REQUEST if record.requests & ~deferred else Stop.STALE
 
     def post(self, group: ContextGroup, requests: int) -> None:
         """See `Engine`."""

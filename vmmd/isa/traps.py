@@ -51,6 +51,11 @@ def interrupt_waits(context: Context) -> bool:
     return bool(context.record.mip & context.record.mie)
 
 
+def interrupt_is_due(context: Context) -> bool:
+    """Tell whether the guest takes an interrupt before its next instruction, where it has a handler."""
+    return interrupt_waits(context) and bool(context.record.mstatus & MSTATUS_MIE)
+
+
 def take_interrupt(context: Context, words: Words) -> bool:
     """Let the guest take the interrupt that is due, if there is one; an external one is no longer pending then."""
     record = context.record

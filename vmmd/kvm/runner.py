@@ -24,7 +24,7 @@ from vmmd.isa.engine import ContextGroup, Ran
 from vmmd.isa.evaluate import Pending
 from vmmd.isa.outcome import Halt, LostPage, Mmio, Outcome
 from vmmd.isa.stop import Stop
-from vmmd.isa.traps import interrupt_waits, pending_word, take_interrupt
+from vmmd.isa.traps import interrupt_is_due, interrupt_waits, pending_word, take_interrupt
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.exits import KVM_EXIT_INTR, KVM_EXIT_UNKNOWN, DebugExit, DirtyRingFullExit, Exit, exit_of
 from vmmd.kvm.irqchip import Irqchip
@@ -41,6 +41,7 @@ from vmmd.kvm.requests import (
     PARKING,
 )
 from vmmd.kvm.scheduler import Turn
+from vmmd.memory.view import View
 
 SLICE_INSTRUCTIONS = 400_000
 """What a vCPU runs before others may have its worker: about a millisecond."""
@@ -238,28 +239,50 @@ class Runner:
                 if self._rendezvous.park(self):
                     return False
                 continue
-            ran, completing = self._enter(run, turn)
-            if not isinstance(ran, Stop) and not self._serve_inside(ran):
-                return self._leave(ran, completing=completing)
-            if self.single_step and run.ends_with is None and (ran is Stop.BUDGET or isinstance(ran, Halt)):
+            view = self._rendezvous.view
+            self.context.take_view(view)
+            if not self._make_ready():
+                continue
+            stepping = self.single_step
+            ran, completing = self._enter(run, turn, view, stepping=stepping)
+            if not isinstance(ran, Stop):
+                # The vCPU still counts as inside: a kick has no answer before what came of it is kept.
+                try:
+                    if not self._serve_inside(ran):
+                        return self._leave(ran, completing=completing)
+                finally:
+                    self._rendezvous.engine.leave(self.context)
+            if stepping and run.ends_with is None and (ran is Stop.BUDGET or isinstance(ran, Halt)):
                 return DebugExit(self.context.record.pc, None)
             # What was served inside ends a turn too: a guest that does nothing else would keep the worker for good.
             if ran not in _WITHIN_A_TURN and turn.others_wait:
                 return True
 
-    def _enter(self, run: InFlight, turn: Turn) -> tuple[Ran, bool]:
-        """Enter guest mode in the newest view; return what came of it, and whether an exit is still to be completed."""
-        rendezvous, record = self._rendezvous, self.context.record
-        if self.pending is None:
+    def _make_ready(self) -> bool:
+        """End a sleep, and take an interrupt that is due. False: something has come, so look at everything again."""
+        context, engine = self.context, self._rendezvous.engine
+        if self.pending is not None or not (self.halted or interrupt_is_due(context)):
+            return True
+        # Inside, so that whoever has kicked, and uses the registers, sees none of them change.
+        if engine.enter(context) is not None:
+            return False
+        try:
+            if self._sleeps:
+                return False
             self.halted = False
-            take_interrupt(self.context, rendezvous.engine)
-        view = rendezvous.view
-        self.context.take_view(view)
+            take_interrupt(context, engine)
+        finally:
+            engine.leave(context)
+        return True
+
+    def _enter(self, run: InFlight, turn: Turn, view: View, *, stepping: bool) -> tuple[Ran, bool]:
+        """Enter guest mode in a view; return what came of it, and whether an exit is still to be completed."""
+        record = self.context.record
         # One alone: the debugger's step, or the end of a pending exit of a run or a vCPU that goes no further.
-        one = self.single_step or run.ends_with is not None or self.halted
+        one = stepping or run.ends_with is not None or self.halted
         record.budget = turn.allow(1 if one else SLICE_INSTRUCTIONS)
         retired = record.retired
-        ran = rendezvous.engine.run(self.context, view, self.pending, COMPLETING)
+        ran = self._rendezvous.engine.run(self.context, view, self.pending, COMPLETING)
         if record.retired != retired:
             self.pending = None
         return ran, self.pending is not None
@@ -270,7 +293,9 @@ class Runner:
         if requests & KVM_REQ_VM_DEAD:
             raise KvmError(errno.ECANCELED, "the VM is destroyed", KVM_RUN)
         if requests & ENDING:
-            run.ends_with = kicked(KVM_EXIT_UNKNOWN) if requests & KVM_REQ_USERSPACE_KICK else signalled()
+            if not isinstance(run.ends_with, KvmError):
+                # One that immediate_exit ends does not get as far as to be kicked, and keeps its reason.
+                run.ends_with = kicked(KVM_EXIT_UNKNOWN) if requests & KVM_REQ_USERSPACE_KICK else signalled()
             if self.pending is None or requests & PARKING:
                 raise run.ends_with
         if requests & PARKING:

@@ -21,7 +21,7 @@ from vmmd.kvm.errors import KvmError
 from vmmd.kvm.exits import KVM_EXIT_INTR, KVM_EXIT_UNKNOWN, Exit
 from vmmd.kvm.irqchip import Irqchip
 from vmmd.kvm.rendezvous import Rendezvous
-from vmmd.kvm.requests import KVM_REQ_PAUSE, KVM_REQ_USERSPACE_KICK, SIGNAL_PENDING
+from vmmd.kvm.requests import KVM_REQ_EVENT, KVM_REQ_PAUSE, KVM_REQ_USERSPACE_KICK, SIGNAL_PENDING
 from vmmd.kvm.runner import KVM_RUN, Run, Runner, TurnRun
 from vmmd.kvm.uapi import (
     GUESTDBG_FLAGS,
@@ -264,7 +264,7 @@ class Vcpu:
         """
         wanted = registers.check(regs)
         self._rendezvous.check_no_advance("KVM_SET_REGS")
-        async with self._paused():
+        async with self._paused(changing=True):
             if wanted.get("pc", self.context.record.pc) != self.context.record.pc:
                 self._runner.abandon()
                 self._unseen = None
@@ -277,7 +277,7 @@ class Vcpu:
     async def start_at(self, pc: int) -> None:
         """Let the vCPU begin at an address; an instruction that waits for userspace is abandoned, and a sleep ends."""
         self._rendezvous.check_no_advance("KVM_SET_REGS")
-        async with self._paused():
+        async with self._paused(changing=True):
             self._runner.abandon()
             self._runner.halted = False
             self._unseen = None
@@ -300,7 +300,7 @@ class Vcpu:
         if mp_state == KVM_MP_STATE_HALTED and not self._has_irqchip:
             raise KvmError(errno.EINVAL, "halted inside KVM_RUN needs vm.create_irqchip", "KVM_SET_MP_STATE")
         self._rendezvous.check_no_advance("KVM_SET_MP_STATE")
-        async with self._paused():
+        async with self._paused(changing=True):
             self._runner.halted = mp_state == KVM_MP_STATE_HALTED
 
     async def set_guest_debug(self, control: int) -> None:
@@ -314,7 +314,7 @@ class Vcpu:
                 errno.EINVAL, f"control {control:#x} has bits besides {GUESTDBG_FLAGS:#x}", "KVM_SET_GUEST_DEBUG"
             )
         self._rendezvous.check_no_advance("KVM_SET_GUEST_DEBUG")
-        async with self._paused():
+        async with self._paused(changing=True):
             enabled = bool(control & KVM_GUESTDBG_ENABLE)
             self._runner.single_step = enabled and bool(control & KVM_GUESTDBG_SINGLESTEP)
             self.context.breakpoints_leave = enabled and bool(control & KVM_GUESTDBG_USE_SW_BP)
@@ -342,12 +342,15 @@ class Vcpu:
             self._reason = result.reason
 
     @asynccontextmanager
-    async def _paused(self) -> AsyncIterator[None]:
+    async def _paused(self, *, changing: bool = False) -> AsyncIterator[None]:
         rendezvous = self._rendezvous
         self._pauses += 1
         try:
             await rendezvous.stop(KVM_REQ_PAUSE, self._runner.group)
             yield
+            if changing:
+                # A worker that was about to enter may have looked at what has changed here: it has to look again.
+                rendezvous.engine.post(self._runner.group, KVM_REQ_EVENT)
         finally:
             self._pauses -= 1
             if not self._pauses:
