@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+from vmmd.api.errors import errno_name
 from vmmd.api.methods import METHODS, Method
 from vmmd.api.types import ChangeOptions, GateOptions, VmParams
 
@@ -55,10 +56,19 @@ def test_what_uses_memslots_is_gated_and_takes_the_gates_options(row: Method) ->
 
 
 @each_row
-def test_errors_are_errnos_that_exist_each_once(row: Method) -> None:
-    assert len(set(row.all_errors)) == len(row.all_errors)
-    for name in row.all_errors:
-        assert isinstance(getattr(errno, name), int)
+def test_errors_are_errnos_that_exist_and_each_says_when(row: Method) -> None:
+    for name, when in row.all_errors.items():
+        assert errno_name(getattr(errno, name)) == name
+        assert when.endswith("."), name
+
+
+@each_row
+def test_a_row_knows_the_errors_of_its_family(row: Method) -> None:
+    expected = set(row.errors)
+    expected |= {"EBADF"} if "vm" in row.params.model_fields else set()
+    expected |= {"ESTALE"} if issubclass(row.params, ChangeOptions) else set()
+    expected |= {"EBUSY", "ECANCELED", "EINVAL"} if row.gated else set()
+    assert set(row.all_errors) == expected
 
 
 @each_row

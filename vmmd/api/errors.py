@@ -4,6 +4,7 @@ An ioctl that fails answers with `code` = the errno's number; the codes -32768..
 """
 
 import errno
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ConfigDict, Field
@@ -16,6 +17,14 @@ METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 
+PROTOCOL_ERRORS: Mapping[int, str] = {
+    PARSE_ERROR: "The body is no JSON by RFC 8259, or has a member twice, or is nested deeper than limits.json_depth.",
+    INVALID_REQUEST: "An entry of the body is no JSON-RPC 2.0 request, or a batch is empty or too long.",
+    METHOD_NOT_FOUND: "There is no method of that name.",
+    INVALID_PARAMS: "A parameter is missing, unknown or out of bounds; `data` names each, and its rule.",
+    INTERNAL_ERROR: "An error inside the daemon, whose log has the details.",
+}
+"""JSON-RPC's own codes, which any method can answer with, and when."""
 
 # Where Linux has two names for a number, Python's table has either: these are the names that the documents use.
 _NAMES: dict[int, str] = {

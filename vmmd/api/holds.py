@@ -1,7 +1,8 @@
-"""Models of kick and resume."""
+"""Kick and resume: models and methods."""
 
 from pydantic import Field
 
+from vmmd.api.method import Method
 from vmmd.api.types import U32, ChangeOptions, Count, HoldName, Result, VmParams
 
 _HOLD = "The hold's name, chosen by the caller. The name is the key: whoever knows it is inside."
@@ -48,3 +49,35 @@ class ResumeResult(Result):
         description="Nanoseconds for which the vCPUs were kept out of guest mode; null for a raw resume."
     )
     generation: Count = Field(description="The slot table's generation.")
+
+
+ROWS = (
+    Method(
+        "vm.kick_all_running_vcpus",
+        KickAllRunningVcpusParams,
+        KickResult,
+        "Open a hold: answers when no vCPU is in guest mode or reads slots.",
+        changes=True,
+        ioctl="KVM_KICK_ALL_RUNNING_VCPUS",
+        errors={
+            "EDEADLK": "The same batch has another hold open, and would wait for itself.",
+            "ETIMEDOUT": "Another hold, a call or a vCPU took longer than `wait_ms`; nothing is left behind.",
+            "ECANCELED": "The hold of that name has failed or ended, the caller has gone, or the VM was destroyed.",
+            "EBUSY": "The hold of that name is being opened already, or an advance is under way.",
+            "EINVAL": "A raw kick is given `wait_ms` or `lease_ms`.",
+        },
+    ),
+    Method(
+        "vm.resume_all_kicked_vcpus",
+        ResumeAllKickedVcpusParams,
+        ResumeResult,
+        "End a hold: publish what was done inside it, or roll it back where a call inside has failed.",
+        changes=True,
+        ioctl="KVM_RESUME_ALL_KICKED_VCPUS",
+        errors={
+            "ECANCELED": "The hold has ended, by its lease or otherwise, or the VM is destroyed.",
+            "EINVAL": "No hold of that name was opened.",
+            "EBUSY": "The hold is still being opened, or an advance is under way.",
+        },
+    ),
+)

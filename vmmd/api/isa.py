@@ -1,7 +1,8 @@
-"""Models of the assembler and the disassembler."""
+"""The assembler and the disassembler: models and methods."""
 
 from pydantic import Field
 
+from vmmd.api.method import Method
 from vmmd.api.types import Base64, Hex64, Params, Result, U64In
 
 MAX_SOURCE_CHARACTERS = 256 << 10
@@ -45,3 +46,27 @@ class Line(Result):
     address: Hex64 = Field(description="Where it lies.")
     word: Hex64 = Field(description="Its four bytes as a little-endian number; at the end, what bytes are left.")
     text: str = Field(description="What isa.assemble makes these bytes of, at this address.")
+
+
+ROWS = (
+    Method(
+        "isa.assemble",
+        AssembleParams,
+        AssembleResult,
+        "Assemble T64 source; an error names line and column.",
+        errors={
+            "EINVAL": "A statement is none, or does not fit; `data` has its line and column.",
+            "E2BIG": "The result has no room in the reply.",
+        },
+    ),
+    Method(
+        "isa.disassemble",
+        DisassembleParams,
+        list[Line],
+        "Write code as T64 source, a word a line; assembled again it is the same code.",
+        errors={
+            "EINVAL": "The code does not lie in the 64-bit addresses at `origin`.",
+            "E2BIG": "The lines have no room in the reply; give less code at a time.",
+        },
+    ),
+)

@@ -1,9 +1,10 @@
-"""Models of the run loop that a VMM has in userspace, and of the console that it serves."""
+"""The run loop that a VMM has in userspace, and the console that it serves: models and methods."""
 
 from typing import Literal
 
 from pydantic import Field
 
+from vmmd.api.method import Method
 from vmmd.api.types import U32, Base64, ChangeOptions, Count, GateOptions, Hex64, Result, VcpuId, VmParams
 
 
@@ -77,3 +78,47 @@ class ConsoleResult(Result):
 
     data: Base64 = Field(description="The bytes, base64.")
     next: Count = Field(description="The position behind the last byte: the next read's `since`.")
+
+
+ROWS = (
+    Method(
+        "vm.start",
+        StartParams,
+        None,
+        "Start a run loop a vCPU, which calls KVM_RUN for good and serves the console.",
+        changes=True,
+        errors={
+            "EBUSY": "The run loops are started, or a vCPU is in KVM_RUN.",
+            "EINVAL": "The VM is cooperative: it goes on by vm.advance.",
+        },
+    ),
+    Method(
+        "vm.advance",
+        AdvanceParams,
+        AdvanceResult,
+        "Let a cooperative VM's run loops go on for so many retired instructions, in the order that its seed decides.",
+        changes=True,
+        errors={
+            "EINVAL": "The VM is parallel: it runs by vm.start.",
+            "EBUSY": "The VM is held, or advanced, and `wait_ms` has passed.",
+            "ETIMEDOUT": "Calls under way took longer than limits.max_wait_ms.",
+            "ECANCELED": "The VM was destroyed meanwhile.",
+        },
+    ),
+    Method("vm.stop", StopParams, None, "End all run loops, held ones too; idempotent.", changes=True),
+    Method(
+        "vm.load_elf",
+        LoadElfParams,
+        LoadElfResult,
+        "Load an ELF executable into memory that slots give, all or nothing; zeroes and dirty marks included.",
+        changes=True,
+        errors={
+            "EINVAL": "`data` is no static ELF64 executable for RISC-V.",
+            "EFAULT": "A page of a segment has no memslot or a read-only one, or its memslot no mapping.",
+            "ENOMEM": "A sparse mapping's page would exceed the limit of memory.",
+            "E2BIG": "The symbols have no room in the reply.",
+            "EBADF": "The VM has no such vCPU.",
+        },
+    ),
+    Method("vm.read_console", ReadConsoleParams, ConsoleResult, "Read what the guest wrote to port 0x3f8."),
+)

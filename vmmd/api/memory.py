@@ -1,7 +1,8 @@
-"""Models of host memory, what memslots point into, and of guest memory, what vCPUs see through memslots."""
+"""Host memory, what memslots point into, and guest memory, what vCPUs see through memslots: models and methods."""
 
 from pydantic import Field
 
+from vmmd.api.method import Method
 from vmmd.api.types import U32, Base64, ChangeOptions, GateOptions, Hex64, Result, U64In, VmParams
 
 _PAGES = "a multiple of 4096"
@@ -67,3 +68,65 @@ class MemoryResult(Result):
     """The bytes that were read."""
 
     data: Base64 = Field(description="The bytes, base64.")
+
+
+_NO_ROOM = "The bytes have no room in the reply; ask for less at a time."
+
+_UNMAPPED = "A page of the range is not mapped; nothing was read or written."
+
+ROWS = (
+    Method(
+        "vm.map_host_memory",
+        MapHostMemoryParams,
+        MapHostMemoryResult,
+        "Map zeroed host memory for memslots to point into; the daemon chooses the address.",
+        changes=True,
+        errors={
+            "EINVAL": "`size` is 0 or no multiple of 4096.",
+            "ENOMEM": "The VM's or the daemon's limit of memory is reached, or no addresses are left.",
+        },
+    ),
+    Method(
+        "vm.unmap_host_memory",
+        UnmapHostMemoryParams,
+        None,
+        "Unmap whole pages; once it has returned, no vCPU reaches them.",
+        changes=True,
+        errors={
+            "EINVAL": "The range is empty, is not of whole pages, or leaves the userspace addresses.",
+        },
+    ),
+    Method(
+        "vm.read_host_memory",
+        ReadHostMemoryParams,
+        MemoryResult,
+        "Read host memory by its userspace address.",
+        errors={"EFAULT": _UNMAPPED, "E2BIG": _NO_ROOM},
+    ),
+    Method(
+        "vm.write_host_memory",
+        WriteHostMemoryParams,
+        None,
+        "Write host memory by its userspace address; never marks a page dirty.",
+        changes=True,
+        errors={"EFAULT": _UNMAPPED, "ENOMEM": "A sparse mapping's page would exceed the limit of memory."},
+    ),
+    Method(
+        "vm.read_guest_memory",
+        ReadGuestMemoryParams,
+        MemoryResult,
+        "Read guest memory through the memslots; the whole range is checked first.",
+        errors={"EFAULT": "A page of the range has no memslot, or its memslot no mapping.", "E2BIG": _NO_ROOM},
+    ),
+    Method(
+        "vm.write_guest_memory",
+        WriteGuestMemoryParams,
+        None,
+        "Write guest memory through the memslots; the whole range is checked first, and pages are marked dirty.",
+        changes=True,
+        errors={
+            "EFAULT": "A page of the range has no memslot or a read-only one, or its memslot no mapping.",
+            "ENOMEM": "A sparse mapping's page would exceed the limit of memory.",
+        },
+    ),
+)

@@ -1,7 +1,8 @@
-"""Models of memslots and their dirty log."""
+"""Memslots and their dirty log: models and methods."""
 
 from pydantic import Field
 
+from vmmd.api.method import Method
 from vmmd.api.types import (
     U32,
     Base64,
@@ -138,3 +139,104 @@ class EnableCapParams(VmParams, ChangeOptions):
     args: tuple[U64In, ...] = Field(
         default=(), max_length=4, description="Up to four 64-bit arguments; the rest are 0."
     )
+
+
+_BAD_REGION = (
+    "A field breaks a rule of KVM's: alignment, address space, an unknown flag, a range that wraps or is too large, "
+    "a change that a slot cannot make, or the deletion of one that is not set."
+)
+_NO_LOG = "The slot is not set, or KVM_MEM_LOG_DIRTY_PAGES is off."
+_RINGS_ALONE = "The VM logs to dirty rings alone."
+_HELD = "The VM is held, or an advance is under way."
+_DESTROYED = "The VM was destroyed meanwhile."
+
+ROWS = (
+    Method(
+        "vm.set_user_memory_region",
+        SetUserMemoryRegionParams,
+        GenerationResult,
+        "Create, move, delete or re-flag one memslot.",
+        changes=True,
+        ioctl="KVM_SET_USER_MEMORY_REGION",
+        errors={
+            "EINVAL": _BAD_REGION,
+            "EEXIST": "The range overlaps another slot's.",
+            "ENOMEM": "The host has no memory for the slot's dirty log.",
+        },
+    ),
+    Method(
+        "vm.set_user_memory_region_list",
+        SetUserMemoryRegionListParams,
+        RegionListResult,
+        "Make several changes of memslots one, all or nothing, in a hold of its own unless it is given one.",
+        changes=True,
+        ioctl="KVM_SET_USER_MEMORY_REGION_LIST",
+        errors={
+            "EINVAL": _BAD_REGION,
+            "EEXIST": "A range overlaps another slot's, after the changes before it.",
+            "E2BIG": "The dirty bitmaps of the slots that go have no room in the reply.",
+            "ETIMEDOUT": "Its own hold was not open within `wait_ms`, or limits.wait_ms.",
+            "ENOMEM": "The host has no memory for a slot's dirty log.",
+        },
+    ),
+    Method(
+        "vm.get_memory_regions",
+        GetMemoryRegionsParams,
+        RegionsResult,
+        "Give the slot table, or a part of it, in order of slot ids.",
+        errors={"E2BIG": "The slots have no room in the reply; ask for less at a time with `count`."},
+    ),
+    Method(
+        "vm.get_dirty_log",
+        GetDirtyLogParams,
+        DirtyLogResult,
+        "Fetch a slot's dirty bitmap, whole or a part, and clear what was fetched.",
+        changes=True,
+        ioctl="KVM_GET_DIRTY_LOG",
+        errors={
+            "ENXIO": _RINGS_ALONE,
+            "EINVAL": "The slot's id is out of range, or the part is not of whole words of 64 pages in the slot.",
+            "ENOENT": _NO_LOG,
+            "E2BIG": "The bitmap has no room in the reply; nothing was cleared; ask for less with `num_pages`.",
+        },
+    ),
+    Method(
+        "vm.clear_dirty_log",
+        ClearDirtyLogParams,
+        None,
+        "Clear dirty bits of a slot.",
+        changes=True,
+        ioctl="KVM_CLEAR_DIRTY_LOG",
+        errors={
+            "ENXIO": _RINGS_ALONE,
+            "EINVAL": "The slot's id is out of range, `first_page` is no multiple of 64, or `num_pages` neither one "
+            "nor up to the slot's end.",
+            "ENOENT": _NO_LOG,
+            "EFAULT": "`bitmap` is shorter than `num_pages` bits.",
+        },
+    ),
+    Method(
+        "vm.enable_cap",
+        EnableCapParams,
+        None,
+        "Switch a capability of the VM on.",
+        changes=True,
+        ioctl="KVM_ENABLE_CAP",
+        errors={
+            "EINVAL": "No VM can enable the capability, not now, or not with these arguments.",
+            "E2BIG": "The dirty ring would be too large.",
+            "EBUSY": _HELD,
+            "ENOMEM": "The host has no memory for new dirty logs.",
+            "ECANCELED": _DESTROYED,
+        },
+    ),
+    Method(
+        "vm.reset_dirty_rings",
+        ResetDirtyRingsParams,
+        ResetDirtyRingsResult,
+        "Free every harvested entry of the dirty rings; the next store to its page is logged again.",
+        changes=True,
+        ioctl="KVM_RESET_DIRTY_RINGS",
+        errors={"EINVAL": "The VM has no dirty rings.", "EBUSY": _HELD, "ECANCELED": _DESTROYED},
+    ),
+)

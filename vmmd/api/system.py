@@ -1,10 +1,11 @@
-"""Models of the system level (`kvm.`) and of the daemon itself (`daemon.`)."""
+"""The system level (`kvm.`), and the daemon itself (`daemon.`): models and methods."""
 
 from typing import Literal
 
 from pydantic import Field
 
 from vmmd.api.errors import RpcError
+from vmmd.api.method import Method
 from vmmd.api.types import ChangeOptions, Count, Params, Result, U64In, VmParams
 from vmmd.api.vcpus import RunResult
 
@@ -88,3 +89,54 @@ class InfoResult(Result):
     limits: dict[str, int] = Field(
         description="Every limit by its name in the configuration, with the unit in the name."
     )
+
+
+ROWS = (
+    Method(
+        "kvm.get_api_version",
+        GetApiVersionParams,
+        int,
+        "Give KVM's API version: 12, for good.",
+        ioctl="KVM_GET_API_VERSION",
+    ),
+    Method(
+        "kvm.check_extension",
+        CheckExtensionParams,
+        int,
+        "Give what a capability amounts to: 0 where vmmd does not have it, else 1 or the capability's own number.",
+        ioctl="KVM_CHECK_EXTENSION",
+    ),
+    Method(
+        "kvm.create_vm",
+        CreateVmParams,
+        CreateVmResult,
+        "Create a VM with no memory and no vCPU.",
+        changes=True,
+        ioctl="KVM_CREATE_VM",
+        errors={
+            "EMFILE": "There are limits.vms VMs already.",
+            "EINVAL": "`seed` is given, and the VM is to be parallel.",
+        },
+    ),
+    Method(
+        "kvm.destroy_vm",
+        DestroyVmParams,
+        None,
+        "Destroy a VM; always works, and whoever waits for anything in it gets ECANCELED.",
+        changes=True,
+    ),
+    Method(
+        "kvm.list_vms",
+        ListVmsParams,
+        list[VmInfo],
+        "List the VMs, with what ended their run loops.",
+        errors={"E2BIG": "The list has no room in the reply."},
+    ),
+    Method(
+        "daemon.get_info",
+        GetInfoParams,
+        InfoResult,
+        "Give the daemon's version, limits and uptime.",
+        errors={"E2BIG": "The result has no room in the reply."},
+    ),
+)

@@ -1,9 +1,10 @@
-"""Models of vCPUs: KVM_RUN and its exits, registers, interrupts, debugging, statistics."""
+"""vCPUs: KVM_RUN and its exits, registers, interrupts, debugging, statistics; models and methods."""
 
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from vmmd.api.method import Method
 from vmmd.api.types import (
     U32,
     Base64,
@@ -217,3 +218,128 @@ class StatsResult(Result):
 
 Regs = dict[str, Hex64]
 """A vCPU's registers by name: pc, x0 to x31, and the control and status registers."""
+
+
+_ADVANCING = "An advance is under way."
+_DESTROYED = "The VM was destroyed meanwhile."
+
+ROWS = (
+    Method(
+        "vm.create_vcpu",
+        CreateVcpuParams,
+        CreateVcpuResult,
+        "Create a vCPU; it starts KVM_MP_STATE_RUNNABLE, and held where the VM is held.",
+        changes=True,
+        ioctl="KVM_CREATE_VCPU",
+        errors={
+            "EINVAL": "The id is not below limits.vcpus_per_vm.",
+            "EEXIST": "The VM has a vCPU of that id.",
+            "EBUSY": _ADVANCING,
+            "ECANCELED": _DESTROYED,
+        },
+    ),
+    Method(
+        "vcpu.run",
+        RunParams,
+        RunResult,
+        "One KVM_RUN: the guest runs until userspace must see something.",
+        changes=True,
+        ioctl="KVM_RUN",
+        errors={
+            "EINTR": "The run was interrupted: timeout_ms, a raw kick, immediate_exit, vm.stop, or its caller went.",
+            "EFAULT": "The guest touched a slot's page that is not mapped.",
+            "EBUSY": "Another run has the vCPU, or the run loop.",
+            "ECANCELED": _DESTROYED,
+            "EINVAL": "`data` does not fit what is pending, or the VM is cooperative.",
+        },
+    ),
+    Method(
+        "vcpu.harvest_dirty_ring",
+        HarvestDirtyRingParams,
+        HarvestDirtyRingResult,
+        "Read published entries of a vCPU's dirty ring, and mark them for vm.reset_dirty_rings.",
+        changes=True,
+        errors={"EINVAL": "The VM has no dirty rings."},
+    ),
+    Method(
+        "vcpu.get_regs",
+        GetRegsParams,
+        Regs,
+        "Give the registers; a running vCPU leaves guest mode for the call and goes on.",
+        ioctl="KVM_GET_REGS",
+        errors={"E2BIG": "The registers have no room in the reply."},
+    ),
+    Method(
+        "vcpu.set_regs",
+        SetRegsParams,
+        None,
+        "Set the registers that are named; a running vCPU leaves guest mode for the call and goes on.",
+        changes=True,
+        ioctl="KVM_SET_REGS",
+        errors={
+            "EINVAL": "There is no register of a name, it is given twice, or cannot have that value.",
+            "EBUSY": _ADVANCING,
+        },
+    ),
+    Method(
+        "vcpu.set_immediate_exit",
+        SetImmediateExitParams,
+        None,
+        "Set kvm_run's immediate_exit, which makes KVM_RUN end pending work and return EINTR.",
+        changes=True,
+        errors={"EBUSY": _ADVANCING},
+    ),
+    Method(
+        "vm.create_irqchip",
+        CreateIrqchipParams,
+        None,
+        "Add the in-kernel interrupt controller: CLINT's registers at 0x2000000, and a wfi that sleeps inside KVM_RUN.",
+        changes=True,
+        ioctl="KVM_CREATE_IRQCHIP",
+        errors={
+            "EEXIST": "The VM has an interrupt controller.",
+            "EINVAL": "The VM has a vCPU already.",
+            "EBUSY": _ADVANCING,
+            "ECANCELED": _DESTROYED,
+        },
+    ),
+    Method(
+        "vcpu.interrupt",
+        InterruptParams,
+        None,
+        "Make the external interrupt pending, until the guest takes it.",
+        changes=True,
+        ioctl="KVM_INTERRUPT",
+        errors={"EBUSY": _ADVANCING},
+    ),
+    Method(
+        "vcpu.get_mp_state",
+        GetMpStateParams,
+        str,
+        "Tell whether a vCPU is runnable, or halted until an interrupt.",
+        ioctl="KVM_GET_MP_STATE",
+    ),
+    Method(
+        "vcpu.set_mp_state",
+        SetMpStateParams,
+        None,
+        "Make a vCPU runnable, or halt it until an interrupt.",
+        changes=True,
+        ioctl="KVM_SET_MP_STATE",
+        errors={
+            "EINVAL": "A T64 has no such state, or none without vm.create_irqchip.",
+            "EBUSY": _ADVANCING,
+        },
+    ),
+    Method(
+        "vcpu.set_guest_debug",
+        SetGuestDebugParams,
+        None,
+        "Leave the guest at every ebreak, or after every instruction, with KVM_EXIT_DEBUG.",
+        changes=True,
+        ioctl="KVM_SET_GUEST_DEBUG",
+        errors={"EINVAL": "`control` has bits that T64 does not know.", "EBUSY": _ADVANCING},
+    ),
+    Method("vcpu.get_stats", GetVcpuStatsParams, StatsResult, "Give a vCPU's counters."),
+    Method("vm.get_stats", GetVmStatsParams, StatsResult, "Give the counters, summed over the VM's vCPUs."),
+)
