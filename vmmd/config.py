@@ -91,6 +91,12 @@ class LimitSettings(BaseModel):
     reply_bytes: int = Field(default=16 << 20, ge=1 << 12, description="The largest reply, in bytes.")
     batch_calls: int = Field(default=1000, ge=1, description="The calls of one batch.")
     json_depth: int = Field(default=32, ge=4, le=100, description="Arrays and objects within one another in a request.")
+    calls_in_flight: int = Field(default=256, ge=1, description="Calls under way of one WebSocket; a batch is one.")
+    websocket_silence_ms: int = Field(
+        default=30_000,
+        ge=100,
+        description="A WebSocket that is silent for so long is pinged, and closed half of it later, in milliseconds.",
+    )
     wait_ms: int = Field(
         default=1000, ge=0, description="How long a kick waits for its turn where it does not say, in milliseconds."
     )

@@ -29,7 +29,8 @@ from vmmd.rpc.dispatch import Dispatcher, DispatchLimits
 from vmmd.rpc.handlers import About, Core, execute
 from vmmd.rpc.listen import UnixListener, bind_tcp, is_loopback, tcp_url, url_host
 from vmmd.rpc.scope import BodyScope
-from vmmd.rpc.server import Dispatch, TcpGuard, make_app
+from vmmd.rpc.server import TcpGuard, make_app
+from vmmd.rpc.websocket import Dispatch, WebSocketLimits
 
 # How long connections have, once every VM is gone, to take their last answers.
 _CLOSE_S = 5.0
@@ -137,14 +138,20 @@ def _make_dispatcher(settings: Settings, kvm: System, machines: Machines) -> Dis
     return Dispatcher(
         METHODS,
         partial(execute, Core(kvm, machines, about)),
-        BodyScope,
+        partial(BodyScope, kvm.vm),
         DispatchLimits(batch_calls=limits.batch_calls, reply_bytes=limits.reply_bytes, json_depth=limits.json_depth),
     )
 
 
 def _make_runner(listener: _Listener, dispatch: Dispatch, settings: Settings) -> web.AppRunner:
-    app = make_app(dispatch, version=__version__, body_bytes=settings.limits.body_bytes, guard=listener.guard)
-    return web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSE_S)
+    limits = WebSocketLimits(
+        body_bytes=settings.limits.body_bytes,
+        calls_in_flight=settings.limits.calls_in_flight,
+        websocket_silence_ms=settings.limits.websocket_silence_ms,
+    )
+    app = make_app(dispatch, version=__version__, limits=limits, guard=listener.guard)
+    # A handler is cancelled when its client goes: what it waits for is interrupted then, see `Caller`.
+    return web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSE_S, handler_cancellation=True)
 
 
 async def _drain(runners: Sequence[web.AppRunner], machines: Machines, kvm: System) -> None:

@@ -130,6 +130,8 @@ def test_parameters_by_position_are_the_methods_own_and_then_its_options() -> No
         "hold",
         "wait_ms",
         "if_generation",
+        "request_id",
+        "deadline_ms",
     )
 
 

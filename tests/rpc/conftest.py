@@ -26,7 +26,7 @@ async def wire() -> AsyncIterator[Wire]:
     machines = Machines(kvm)
     core = Core(kvm, machines, About("1.2.3", "evaluated", 0, {"vms": 3}))
     limits = DispatchLimits(batch_calls=100, reply_bytes=REPLY_BYTES, json_depth=16)
-    yield Wire(Dispatcher(METHODS, partial(execute, core), BodyScope, limits))
+    yield Wire(Dispatcher(METHODS, partial(execute, core), partial(BodyScope, kvm.vm), limits))
     await machines.close()
     await kvm.close()
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.rpc.wire import PAGE, Failed, Wire, generation, is_failed, regions, request, set_region
+from vmmd.rpc.caller import Caller
 
 
 async def test_a_batch_of_kick_changes_and_resume_is_one_update(wire: Wire, vm: str, memory: str) -> None:
@@ -184,15 +185,30 @@ async def test_a_kick_whose_table_moved_on_while_it_waited_gives_its_hold_back(
     await wire.call("vm.resume_all_kicked_vcpus", vm=vm, hold="second")
 
 
-async def test_a_kick_whose_caller_went_while_it_waited_gives_its_hold_back(wire: Wire, vm: str) -> None:
+async def test_a_kick_whose_caller_goes_while_it_waits_leaves_nothing_behind(wire: Wire, vm: str) -> None:
     await wire.call("vm.kick_all_running_vcpus", vm=vm, hold="first")
-    waiting = asyncio.create_task(wire.send(request("vm.kick_all_running_vcpus", vm=vm, hold="second", wait_ms=10_000)))
+    caller = Caller()
+    kick = request("vm.kick_all_running_vcpus", vm=vm, hold="second", wait_ms=10_000)
+    waiting = asyncio.create_task(wire.send(kick, caller))
     await asyncio.sleep(0)
-    wire.caller_is_gone = True
-    await wire.call("vm.resume_all_kicked_vcpus", vm=vm, hold="first")
-    with pytest.raises(Failed, match="the caller went"):
+    caller.leave()
+    with pytest.raises(Failed, match="the caller has gone"):
         Wire.result(await waiting)
+    await wire.call("vm.resume_all_kicked_vcpus", vm=vm, hold="first")
+    # Its name was not used up.
+    await wire.call("vm.kick_all_running_vcpus", vm=vm, hold="second")
+    await wire.call("vm.resume_all_kicked_vcpus", vm=vm, hold="second")
+
+
+async def test_a_hold_that_was_opened_for_a_caller_who_has_gone_is_rolled_back_and_its_name_tells(
+    wire: Wire, vm: str
+) -> None:
+    wire.caller_is_gone = True
+    await wire.send(request("vm.kick_all_running_vcpus", vm=vm, hold="h"))
+    wire.caller_is_gone = False
     await wire.call("vm.map_host_memory", vm=vm, size=PAGE)
+    with pytest.raises(Failed, match="rolled back when its caller went"):
+        await wire.call("vm.resume_all_kicked_vcpus", vm=vm, hold="h")
 
 
 async def test_a_kick_that_is_asked_again_by_a_caller_who_goes_leaves_the_hold_open(wire: Wire, vm: str) -> None:

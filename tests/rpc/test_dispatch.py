@@ -12,7 +12,9 @@ from structlog.testing import capture_logs
 
 from vmmd.api.methods import Method
 from vmmd.api.types import ChangeOptions, Params
-from vmmd.rpc.dispatch import CallError, Dispatcher, DispatchLimits
+from vmmd.rpc.caller import Caller
+from vmmd.rpc.dispatch import Dispatcher, DispatchLimits
+from vmmd.rpc.errors import CallError
 
 
 class SubtractParams(Params):
@@ -93,11 +95,11 @@ class Bench:
         return json.dumps(result).encode()
 
     async def ask(self, body: bytes | str) -> Any:
-        answer = await self.dispatcher.dispatch(body.encode() if isinstance(body, str) else body, lambda: False)
+        answer = await self.dispatcher.dispatch(body.encode() if isinstance(body, str) else body, Caller())
         return None if answer is None else json.loads(answer)
 
     async def ask_raw(self, body: str) -> bytes | None:
-        return await self.dispatcher.dispatch(body.encode(), lambda: False)
+        return await self.dispatcher.dispatch(body.encode(), Caller())
 
 
 def shape(answer: Any) -> Any:
@@ -293,7 +295,7 @@ async def test_a_notification_is_never_answered_whatever_becomes_of_it(method: s
     ("params", "named"),
     [
         ("[1]", "subtrahend"),
-        ("[1,2,3]", "at most 2: minuend, subtrahend"),
+        ("[1,2,3,4]", "at most 3: minuend, subtrahend, deadline_ms"),
         ('{"minuend":1}', "subtrahend: is missing"),
         ('{"minuend":1,"subtrahend":2,"extra":3}', "extra: is no parameter here; there are: minuend, subtrahend"),
         ('{"minuend":1,"Subtrahend":2}', "Subtrahend"),

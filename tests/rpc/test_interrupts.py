@@ -9,6 +9,7 @@ import pytest
 
 from tests.rpc.wire import PAGE, Failed, Wire, is_failed, request, set_region
 from vmmd.api.errors import INVALID_PARAMS
+from vmmd.rpc.caller import Caller
 
 SLEEP = "1: wfi\n addi a1, a1, 1\n j 1b"
 
@@ -103,10 +104,10 @@ def _failed(answer: Any) -> Failed:
 
 async def test_a_run_whose_caller_has_gone_is_interrupted_and_the_vcpu_is_free(wire: Wire, vm: str) -> None:
     await guest(wire, vm, "1: j 1b")
-    run = asyncio.create_task(wire.send(request("vcpu.run", vm=vm, vcpu=0)))
+    caller = Caller()
+    run = asyncio.create_task(wire.send(request("vcpu.run", vm=vm, vcpu=0), caller))
     while not (await wire.call("vm.get_stats", vm=vm))["instructions"]:
         await asyncio.sleep(0)
-    wire.caller_is_gone = True
-    assert is_failed(_failed(await run), "EINTR")
-    wire.caller_is_gone = False
+    caller.leave()
+    assert is_failed(_failed(await run), "ECANCELED")
     assert is_failed(_failed(await wire.send(request("vcpu.run", vm=vm, vcpu=0, timeout_ms=1))), "EINTR")

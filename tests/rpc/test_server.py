@@ -1,19 +1,23 @@
 """The HTTP half: who is let in, with what, and what goes back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import structlog
 from aiohttp.test_utils import TestClient, TestServer
 
+from vmmd.rpc.caller import Caller
 from vmmd.rpc.server import REQUEST_ID, TcpGuard, make_app
+from vmmd.rpc.websocket import WebSocketLimits
 
 TOKEN = "a token of some length"  # noqa: S105  (the tests' own)
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 JSON = {"Content-Type": "application/json"}
+LIMITS = WebSocketLimits(body_bytes=1000, calls_in_flight=8, websocket_silence_ms=30_000)
 GUARD = TcpGuard(TOKEN, frozenset({"127.0.0.1", "localhost", "[::1]"}), frozenset({"https://console.example"}))
 
 
@@ -24,7 +28,7 @@ class Echo:
         self.bodies: list[bytes] = []
         self.bound: list[dict[str, Any]] = []
 
-    async def __call__(self, body: bytes, _caller_is_gone: Callable[[], bool]) -> bytes | None:
+    async def __call__(self, body: bytes, _caller: Caller) -> bytes | None:
         self.bodies.append(body)
         self.bound.append(structlog.contextvars.get_contextvars())
         return body or None
@@ -33,7 +37,7 @@ class Echo:
 @asynccontextmanager
 async def serving(guard: TcpGuard | None = GUARD, *, body_bytes: int = 1000) -> AsyncIterator[tuple[TestClient, Echo]]:
     echo = Echo()
-    app = make_app(echo, version="1.2.3", body_bytes=body_bytes, guard=guard)
+    app = make_app(echo, version="1.2.3", limits=replace(LIMITS, body_bytes=body_bytes), guard=guard)
     async with TestClient(TestServer(app)) as client:
         yield client, echo
 
@@ -180,7 +184,11 @@ async def test_any_other_request_id_is_replaced_by_a_fresh_one(given: str | None
 async def test_the_root_page_says_who_this_is_and_health_that_it_lives() -> None:
     async with serving() as (client, _):
         root = await (await client.get("/", headers=BEARER)).json()
-        assert root == {"name": "vmmd", "version": "1.2.3", "links": {"rpc": "/rpc", "health": "/healthz"}}
+        assert root == {
+            "name": "vmmd",
+            "version": "1.2.3",
+            "links": {"rpc": "/rpc", "websocket": "/ws", "health": "/healthz"},
+        }
         assert (await client.get("/healthz", headers=BEARER)).status == 200
         assert (await client.get("/other", headers=BEARER)).status == 404
 
@@ -192,15 +200,15 @@ def test_the_guard_does_not_show_its_token() -> None:
 async def test_whoever_answers_is_told_when_the_client_has_gone() -> None:
     asked, told = asyncio.Event(), asyncio.Event()
 
-    async def dispatch(_body: bytes, caller_is_gone: Callable[[], bool]) -> bytes | None:
-        assert not caller_is_gone()
+    async def dispatch(_body: bytes, caller: Caller) -> bytes | None:
+        assert not caller.is_gone
         asked.set()
-        while not caller_is_gone():
+        while not caller.is_gone:
             await asyncio.sleep(0)
         told.set()
         return None
 
-    app = make_app(dispatch, version="1.2.3", body_bytes=1000, guard=None)
+    app = make_app(dispatch, version="1.2.3", limits=LIMITS, guard=None)
     async with asyncio.timeout(10), TestClient(TestServer(app)) as client:
         call = asyncio.create_task(client.post("/rpc", data=b"1", headers=JSON))
         await asked.wait()

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from vmmd.rpc.caller import Caller
 from vmmd.rpc.dispatch import Dispatcher
 from vmmd.rpc.scope import BodyScope
 
@@ -27,8 +28,12 @@ class Wire:
         self.dispatcher = dispatcher
         self.caller_is_gone = False
 
-    async def send(self, body: Any) -> Any:
-        answer = await self.dispatcher.dispatch(json.dumps(body).encode(), lambda: self.caller_is_gone)
+    async def send(self, body: Any, caller: Caller | None = None) -> Any:
+        caller = caller or Caller(has_gone=lambda: self.caller_is_gone)
+        try:
+            answer = await self.dispatcher.dispatch(json.dumps(body).encode(), caller)
+        finally:
+            caller.over()
         return None if answer is None else json.loads(answer)
 
     async def call(self, name: str, /, **params: Any) -> Any:

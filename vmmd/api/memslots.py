@@ -236,6 +236,7 @@ ROWS = (
         ResetDirtyRingsResult,
         "Free every harvested entry of the dirty rings; the next store to its page is logged again.",
         changes=True,
+        carried_through=True,
         ioctl="KVM_RESET_DIRTY_RINGS",
         errors={"EINVAL": "The VM has no dirty rings.", "EBUSY": _HELD, "ECANCELED": _DESTROYED},
     ),

@@ -33,6 +33,8 @@ class Method:
         result: The type of its result; None where it answers null.
         changes: Whether it changes anything; such a call is logged, and takes `if_generation` where it names a VM.
         summary: One line for people.
+        carried_through: Whether it is carried through once it has begun, whoever goes away: it would be left half done,
+            and ends by itself.
         ioctl: The ioctl of KVM (or of the proposal) that it is; None where it is none.
         errors: The errnos that are its own, by name, with a sentence each: when. `all_errors` has the others too.
     """
@@ -42,6 +44,7 @@ class Method:
     result: Any
     summary: str
     changes: bool = False
+    carried_through: bool = False
     ioctl: str | None = None
     errors: Mapping[str, str] = field(default_factory=dict)
 

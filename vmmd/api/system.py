@@ -6,7 +6,7 @@ from pydantic import Field
 
 from vmmd.api.errors import RpcError
 from vmmd.api.method import Method
-from vmmd.api.types import ChangeOptions, Count, Params, Result, U64In, VmParams
+from vmmd.api.types import ChangeOptions, Count, Params, RequestOptions, Result, U64In, VmParams
 from vmmd.api.vcpus import RunResult
 
 
@@ -20,7 +20,7 @@ class CheckExtensionParams(Params):
     extension: str = Field(min_length=1, max_length=128, description='The capability\'s name, "KVM_CAP_NR_MEMSLOTS".')
 
 
-class CreateVmParams(Params):
+class CreateVmParams(RequestOptions):
     """What the new VM is called, and how its vCPUs run."""
 
     name: str | None = Field(
@@ -124,6 +124,7 @@ ROWS = (
         None,
         "Destroy a VM; always works, and whoever waits for anything in it gets ECANCELED.",
         changes=True,
+        carried_through=True,
     ),
     Method(
         "kvm.list_vms",

@@ -149,12 +149,19 @@ class Params(WireModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    deadline_ms: Annotated[int, Field(strict=True, ge=1, le=U32_MAX)] | None = Field(
+        default=None,
+        description="How long the call may take, in milliseconds from when its request, or its batch, has arrived; "
+        "then it is ended with ETIMEDOUT, or not begun. Left out: as long as it takes.",
+    )
+
     @classmethod
     def positions(cls) -> tuple[str, ...]:
         """Give the parameters' names in the order of a call by position: a method's own, then its options."""
-        options = [
-            name for mixin in (GateOptions, ChangeOptions) if issubclass(cls, mixin) for name in mixin.model_fields
-        ]
+        mixins = [mixin for mixin in (GateOptions, ChangeOptions, RequestOptions, Params) if issubclass(cls, mixin)]
+        options = dict.fromkeys(
+            name for mixin in mixins for name in mixin.__annotations__ if name in mixin.model_fields
+        )
         return (*(name for name in cls.model_fields if name not in options), *options)
 
     def wire(self) -> dict[str, Any]:
@@ -168,8 +175,18 @@ class Result(WireModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class ChangeOptions(Params):
-    """The option of every call that changes something of a VM."""
+class RequestOptions(Params):
+    """The option of every call that changes something."""
+
+    request_id: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        default=None,
+        description="A name for this call that nobody else uses, as a UUID. A repeat with the same name and parameters "
+        "gets the first success again and does nothing twice; with other parameters it is EINVAL.",
+    )
+
+
+class ChangeOptions(RequestOptions):
+    """The options of every call that changes something of a VM."""
 
     if_generation: U64In | None = Field(
         default=None,

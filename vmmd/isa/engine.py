@@ -65,7 +65,7 @@ class Engine(Words, Protocol):
         """
 
     def enter(self, context: Context) -> Stop | None:
-        """Count the vCPU as inside while its state is changed; a `Stop` says why it may not be, and nothing is begun."""
+        """Count the vCPU as inside while its state is changed; a `Stop` says why it may not be now."""
 
     def leave(self, context: Context) -> None:
         """Count the vCPU as outside again: whatever was done with its state happened before this."""

@@ -7,9 +7,11 @@ any; what was there at the kick, and what was fetched since, stands in the hold'
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vmmd.isa.engine import Engine
@@ -92,10 +94,8 @@ class GuestMemory:
         if undo is not None:
             undo.unmapped.extend(gone)
             return
-        try:
-            await self._meet.shoot_down()
-        finally:
-            _discard(gone)
+        await self._shoot_down()
+        _discard(gone)
 
     def write_guest(self, writes: Sequence[access.Write], undo: Undo | None) -> None:
         """See `Vm.write_guest_memory_list`."""
@@ -110,7 +110,7 @@ class GuestMemory:
         if memslots is not before:
             self._publish(memslots, self.view.host)
             if undo is None:
-                await self._meet.shoot_down()
+                await self._shoot_down()
         return memslots.generation
 
     def prepare(self, regions: Sequence[Region], max_log_bytes: int | None) -> Prepared:
@@ -263,6 +263,11 @@ class GuestMemory:
 
     def _publish(self, memslots: Memslots, host: HostSpace) -> None:
         self._meet.publish(View(memslots, host))
+
+    async def _shoot_down(self) -> None:
+        """Wait until no vCPU is in an older view. A cancellation is too late: what is published is not taken back."""
+        with suppress(asyncio.CancelledError):
+            await self._meet.shoot_down()
 
     def _mark_written(self, written: Sequence[tuple[int, int]]) -> None:
         """Mark ranges of userspace addresses in every log over them: their bytes stayed when their slots went."""

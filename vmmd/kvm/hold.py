@@ -207,6 +207,10 @@ class Holds:
         self._refuse_ended(name, now_ns)
         raise KvmError(errno.EINVAL, f"no hold {name!r} is open")
 
+    def is_current(self, name: str) -> bool:
+        """Tell whether the current hold has that name."""
+        return self.current is not None and self.current.name == name
+
     def end(self, now_ns: int, became: str | None) -> None:
         """Forget the current hold, but for its name and what became of it; None where it was never open."""
         if self.current is None:

@@ -15,7 +15,7 @@ from vmmd.isa.engine import Engine
 from vmmd.kvm.clock import Clock, HostClock
 from vmmd.kvm.cooperative import Cooperative
 from vmmd.kvm.errors import KvmError, in_ioctl
-from vmmd.kvm.gate import Entry, Gate, Passage
+from vmmd.kvm.gate import Entry, Gate
 from vmmd.kvm.guest_memory import GuestMemory, Published
 from vmmd.kvm.hold import Hold, Kick, Resume, Undo
 from vmmd.kvm.irqchip import Irqchip, Lines
@@ -123,7 +123,7 @@ class Vm:
             KvmError: EINVAL where size is no whole number of pages; ENOMEM where a limit is reached.
         """
         del name  # it is for people who read requests and logs
-        async with self._inside(entry):
+        async with self._gate.inside(entry):
             return self._memory.map_host(size, sparse=sparse)
 
     async def unmap_host_memory(self, userspace_addr: int, size: int, **entry: Unpack[Entry]) -> None:
@@ -132,7 +132,7 @@ class Vm:
         Raises:
             KvmError: EINVAL where the range is not of whole pages of userspace addresses.
         """
-        async with self._inside(entry) as held:
+        async with self._gate.inside(entry) as held:
             await self._memory.unmap_host(userspace_addr, size, _undo(held))
 
     async def read_host_memory(self, userspace_addr: int, length: int, **entry: Unpack[Entry]) -> bytes:
@@ -141,7 +141,7 @@ class Vm:
         Raises:
             KvmError: EFAULT where a page is not mapped.
         """
-        async with self._inside(entry):
+        async with self._gate.inside(entry):
             return access.read_host(self._memory.view, userspace_addr, length)
 
     async def write_host_memory(self, userspace_addr: int, data: bytes, **entry: Unpack[Entry]) -> None:
@@ -150,7 +150,7 @@ class Vm:
         Raises:
             KvmError: EFAULT where a page is not mapped; nothing is written then.
         """
-        async with self._inside(entry):
+        async with self._gate.inside(entry):
             access.write_host(self._memory.view, userspace_addr, data)
 
     async def read_guest_memory(self, guest_phys_addr: int, length: int, **entry: Unpack[Entry]) -> bytes:
@@ -159,7 +159,7 @@ class Vm:
         Raises:
             KvmError: EFAULT where a page has no memslot, or its host mapping is gone.
         """
-        async with self._inside(entry):
+        async with self._gate.inside(entry):
             return access.read_guest(self._memory.view, guest_phys_addr, length)
 
     async def write_guest_memory(self, guest_phys_addr: int, data: bytes, **entry: Unpack[Entry]) -> None:
@@ -172,7 +172,7 @@ class Vm:
 
     async def write_guest_memory_list(self, writes: Sequence[access.Write], **entry: Unpack[Entry]) -> None:
         """Make several writes to guest memory, all or none of them; see `write_guest_memory`."""
-        async with self._inside(entry) as held:
+        async with self._gate.inside(entry) as held:
             self._memory.write_guest(writes, _undo(held))
 
     # Memslots and dirty logs.
@@ -195,7 +195,7 @@ class Vm:
             KvmError: EINVAL or EEXIST by the kernel's rules.
         """
         region = Region(slot, flags, guest_phys_addr, memory_size, userspace_addr)
-        async with self._inside(entry, "KVM_SET_USER_MEMORY_REGION") as held:
+        async with self._gate.inside(entry, "KVM_SET_USER_MEMORY_REGION") as held:
             return await self._memory.set_region(region, _undo(held))
 
     async def set_user_memory_region_list(
@@ -224,7 +224,7 @@ class Vm:
         if not dry_run and entry.get("hold") is None:
             with in_ioctl(ioctl):
                 return await self._kicks.publish(regions, entry, max_log_bytes)
-        async with self._inside(entry, ioctl):
+        async with self._gate.inside(entry, ioctl):
             prepared = self._memory.prepare(regions, max_log_bytes)
             dirty = [] if dry_run else self._memory.publish(prepared)
             return Published(self.generation, None, dirty)
@@ -244,7 +244,7 @@ class Vm:
         Raises:
             KvmError: EINVAL where the slot or the part is out of range; ENOENT where there is no log.
         """
-        async with self._inside(entry, "KVM_GET_DIRTY_LOG") as held:
+        async with self._gate.inside(entry, "KVM_GET_DIRTY_LOG") as held:
             return await self._memory.get_dirty_log(slot, first_page, num_pages, _undo(held))
 
     async def clear_dirty_log(
@@ -260,7 +260,7 @@ class Vm:
         Raises:
             KvmError: EINVAL or ENOENT by the kernel's rules; EFAULT where the bitmap is shorter than `num_pages`.
         """
-        async with self._inside(entry, "KVM_CLEAR_DIRTY_LOG") as held:
+        async with self._gate.inside(entry, "KVM_CLEAR_DIRTY_LOG") as held:
             await self._memory.clear_dirty_log(slot, first_page, num_pages, bitmap, _undo(held))
 
     async def enable_cap(self, cap: str, args: Sequence[int]) -> None:
@@ -270,7 +270,7 @@ class Vm:
             KvmError: EINVAL where the capability cannot be enabled now or its arguments are not known; E2BIG for a ring
                 that is too large; EBUSY in any hold.
         """
-        async with self._inside({}, "KVM_ENABLE_CAP"):
+        async with self._gate.inside({}, "KVM_ENABLE_CAP"):
             self._memory.enable_cap(cap, args, len(self._vcpus))
 
     async def reset_dirty_rings(self) -> int:
@@ -282,7 +282,7 @@ class Vm:
         Raises:
             KvmError: EINVAL where the VM has no rings; EBUSY in any hold.
         """
-        async with self._inside({}, "KVM_RESET_DIRTY_RINGS"):
+        async with self._gate.inside({}, "KVM_RESET_DIRTY_RINGS"):
             rings = [vcpu.context.ring for vcpu in self._vcpus.values()]
             count = await self._memory.reset_rings([ring for ring in rings if ring is not None])
             for vcpu in self._vcpus.values():
@@ -385,6 +385,10 @@ class Vm:
         """Give back a hold that was just opened, and in which nothing was done: its name may be used again."""
         self._kicks.abandon(hold)
 
+    def has_hold(self, hold: str) -> bool:
+        """Tell whether the VM is held by that name, failed or not."""
+        return self._gate.holds.is_current(hold)
+
     def expire_hold(self, hold: str, became: str) -> None:
         """End an open hold whose owner has gone, as if its lease had run out; `became` is what its name tells then."""
         self._kicks.expire(hold, became)
@@ -405,9 +409,6 @@ class Vm:
         if self._irqchip is not None:
             self._irqchip.stop()
         self._memory.drop()
-
-    def _inside(self, entry: Entry, ioctl: str | None = None) -> Passage:
-        return self._gate.inside(entry, ioctl)
 
     def _time_stands_still(self, still: bool) -> None:
         for part in (self._clock, self._irqchip):

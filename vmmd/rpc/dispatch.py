@@ -10,48 +10,29 @@ scope is told of every entry that failed, and of those found in the check before
 of a batch keep open can be undone.
 """
 
+import asyncio
 import difflib
 import errno
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
-from pydantic import ValidationError
 
-from vmmd.api.errors import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, PARSE_ERROR
+from vmmd.api.errors import INTERNAL_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, PARSE_ERROR
 from vmmd.api.methods import Method
 from vmmd.api.types import Params
+from vmmd.rpc.caller import Caller
+from vmmd.rpc.errors import CallError
 from vmmd.rpc.jsontext import JsonError, Verbatim, decode, encode
-
-# Names longer than this are nobody's typing error: no likeness is looked for, and messages cut them.
-_LONGEST_NAME = 64
+from vmmd.rpc.parameters import LONGEST_NAME, check_params, named_hold
 
 # A result this small is given whatever the answer has already: batch_calls bounds what such results come to, and most
 # are of calls that have changed something, where an error would not be true.
 _SMALL_RESULT_BYTES = 1024
 
-# A body can have more wrong with it than anybody reads.
-_MOST_PROBLEMS = 5
-
 _log = structlog.get_logger()
-
-
-class CallError(Exception):
-    """What a call answers with instead of a result: JSON-RPC's error object.
-
-    Attributes:
-        code: An errno's number, or one of JSON-RPC's codes.
-        message: One sentence.
-        data: The error's data in JSON's types; None where there is none.
-    """
-
-    def __init__(self, code: int, message: str, data: Any = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.data = data
 
 
 class Scope(Protocol):
@@ -73,11 +54,8 @@ class Scope(Protocol):
 
 ScopeT = TypeVar("ScopeT", bound=Scope)
 
-Execute = Callable[[Method, Params, ScopeT], Awaitable[bytes]]
+Execute = Callable[[Method, Params, ScopeT], Coroutine[Any, Any, bytes]]
 """Carries out one checked call and gives the JSON text of its result, or raises `CallError`."""
-
-CallerIsGone = Callable[[], bool]
-"""Tells whether the caller has gone without its answer."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +73,16 @@ _Line = tuple[Callable[..., Any], str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class _Call:
-    """A request that can be carried out. `request_id` is its id as JSON text, None for a notification."""
+    """A request that can be carried out.
+
+    `request_id` is its id as JSON text, None for a notification. `deadline_s`: when it is to be over, on the event
+    loop's clock; None: whenever it is.
+    """
 
     request_id: bytes | None
     method: Method
     params: Params
+    deadline_s: float | None
 
 
 @dataclass(frozen=True)
@@ -116,8 +99,7 @@ class Dispatcher(Generic[ScopeT]):
     Args:
         methods: The table.
         execute: Carries out one call.
-        scope: Makes the scope of one body; it is given the bytes that the answer may have, and what tells whether the
-            caller of a single request has gone. A batch is carried out as it stands, whoever has gone.
+        scope: Makes the scope of one body; it is given the bytes that the answer may have, and who waits for it.
         limits: What a body and its answer may amount to.
     """
 
@@ -125,7 +107,7 @@ class Dispatcher(Generic[ScopeT]):
         self,
         methods: Mapping[str, Method],
         execute: Execute[ScopeT],
-        scope: Callable[[int, CallerIsGone], ScopeT],
+        scope: Callable[[int, Caller], ScopeT],
         limits: DispatchLimits,
     ) -> None:
         self._methods = methods
@@ -133,12 +115,12 @@ class Dispatcher(Generic[ScopeT]):
         self._scope = scope
         self._limits = limits
 
-    async def dispatch(self, body: bytes, caller_is_gone: CallerIsGone) -> bytes | None:
+    async def dispatch(self, body: bytes, caller: Caller) -> bytes | None:
         """Answer one body.
 
         Args:
             body: The text of a request or a batch.
-            caller_is_gone: Tells whether nobody waits for the answer any more.
+            caller: Who waits for the answer.
 
         Returns:
             The text of the answer, or None where nothing is to be said: to notifications alone.
@@ -146,22 +128,24 @@ class Dispatcher(Generic[ScopeT]):
         try:
             value = decode(body, max_depth=self._limits.json_depth)
         except JsonError as error:
-            return _error_text(b"null", CallError(PARSE_ERROR, str(error)))
+            return CallError(PARSE_ERROR, str(error)).text(b"null")
         if not isinstance(value, list):
-            answers = await self._answer_all([value], caller_is_gone)
+            answers = await self._answer_all([value], caller)
             return answers[0] if answers else None
         if not value:
-            return _error_text(b"null", CallError(INVALID_REQUEST, "a batch has at least one request"))
+            return CallError(INVALID_REQUEST, "a batch has at least one request").text(b"null")
         if len(value) > self._limits.batch_calls:
             message = f"a batch of {len(value)} requests is longer than limits.batch_calls = {self._limits.batch_calls}"
-            return _error_text(b"null", CallError(INVALID_REQUEST, message))
-        answers = await self._answer_all(value, lambda: False)
+            return CallError(INVALID_REQUEST, message).text(b"null")
+        answers = await self._answer_all(value, caller)
         return b"[" + b",".join(answers) + b"]" if answers else None
 
-    async def _answer_all(self, values: Sequence[Any], caller_is_gone: CallerIsGone) -> list[bytes]:
+    async def _answer_all(self, values: Sequence[Any], caller: Caller) -> list[bytes]:
         """Check all entries, then carry them out in their order."""
-        entries = [self._check(value) for value in values]
-        scope = self._scope(self._limits.reply_bytes, caller_is_gone)
+        began_s = asyncio.get_running_loop().time()
+        entries = [self._check(value, began_s) for value in values]
+        caller.expect(entry.request_id for entry in entries)
+        scope = self._scope(self._limits.reply_bytes, caller)
         for entry in entries:
             if isinstance(entry, _Refusal):
                 _log.debug("rpc.refused", code=entry.error.code, error=entry.error.message)
@@ -170,7 +154,7 @@ class Dispatcher(Generic[ScopeT]):
         lines: list[_Line] = []
         try:
             for entry in entries:
-                answer = await self._answer(entry, scope, lines)
+                answer = await self._answer(entry, scope, caller, lines)
                 if answer is not None:
                     scope.reply_left -= len(answer)
                     answers.append(answer)
@@ -180,23 +164,25 @@ class Dispatcher(Generic[ScopeT]):
                 write(event, **about)
         return answers
 
-    async def _answer(self, entry: _Call | _Refusal, scope: ScopeT, lines: list[_Line]) -> bytes | None:
+    async def _answer(self, entry: _Call | _Refusal, scope: ScopeT, caller: Caller, lines: list[_Line]) -> bytes | None:
         if isinstance(entry, _Refusal):
-            return None if entry.request_id is None else _error_text(entry.request_id, entry.error)
+            return None if entry.request_id is None else entry.error.text(entry.request_id)
         try:
-            result = await self._carry_out(entry, scope, lines)
+            result = await self._carry_out(entry, scope, caller, lines)
         except CallError as error:
             scope.failed(error)
-            return None if entry.request_id is None else _error_text(entry.request_id, error)
+            return None if entry.request_id is None else error.text(entry.request_id)
         return None if entry.request_id is None else _result_text(entry.request_id, result)
 
-    async def _carry_out(self, call: _Call, scope: ScopeT, lines: list[_Line]) -> bytes:
+    async def _carry_out(self, call: _Call, scope: ScopeT, caller: Caller, lines: list[_Line]) -> bytes:
         """Carry out one call, and note its line for the log: info for what changes something, debug for reads."""
         write = _log.info if call.method.changes else _log.debug
         about = {"method": call.method.name, "vm": getattr(call.params, "vm", None)}
         start = time.perf_counter_ns()
         try:
-            result = await self._execute(call.method, call.params, scope)
+            result = await caller.wait_for(
+                call.request_id, call.method, self._execute(call.method, call.params, scope), call.deadline_s
+            )
             if call.request_id is not None and len(result) > max(scope.reply_left, _SMALL_RESULT_BYTES):
                 raise CallError(
                     errno.E2BIG,
@@ -215,7 +201,7 @@ class Dispatcher(Generic[ScopeT]):
             lines.append((write, "rpc.call", about | {"duration_us": (time.perf_counter_ns() - start) // 1000}))
         return result
 
-    def _check(self, value: Any) -> _Call | _Refusal:
+    def _check(self, value: Any, began_s: float) -> _Call | _Refusal:
         """Turn one entry of a body into a call, or into what is wrong with it."""
         if not isinstance(value, dict):
             return _Refusal(b"null", CallError(INVALID_REQUEST, "a request is an object"))
@@ -226,15 +212,19 @@ class Dispatcher(Generic[ScopeT]):
             return _Refusal(request_id or b"null", CallError(INVALID_REQUEST, problem))
         method = self._methods.get(value["method"])
         if method is None:
-            return _Refusal(request_id, CallError(METHOD_NOT_FOUND, self._no_method(value["method"])))
-        try:
-            return _Call(request_id, method, _params(method, value.get("params", {})))
-        except CallError as error:
+            inside = named_hold(value.get("params"))
+            error = CallError(METHOD_NOT_FOUND, self._no_method(value["method"]), inside=inside)
             return _Refusal(request_id, error)
+        try:
+            params = check_params(method, value.get("params", {}))
+        except CallError as refused:
+            return _Refusal(request_id, refused)
+        deadline_s = None if params.deadline_ms is None else began_s + params.deadline_ms / 1000
+        return _Call(request_id, method, params, deadline_s)
 
     def _no_method(self, name: str) -> str:
-        like = difflib.get_close_matches(name, self._methods, n=1) if len(name) <= _LONGEST_NAME else []
-        return f"there is no method {name!r:.{_LONGEST_NAME}}" + (f"; is {like[0]} meant?" if like else "")
+        like = difflib.get_close_matches(name, self._methods, n=1) if len(name) <= LONGEST_NAME else []
+        return f"there is no method {name!r:.{LONGEST_NAME}}" + (f"; is {like[0]} meant?" if like else "")
 
 
 def _request_id(request: dict[str, Any]) -> bytes | None:
@@ -259,60 +249,5 @@ def _envelope_problem(request: dict[str, Any]) -> str | None:
     return None
 
 
-def _params(method: Method, given: dict[str, Any] | list[Any]) -> Params:
-    """Give the model of the parameters of a call, by name or by position."""
-    if isinstance(given, list):
-        names = method.params.positions()
-        if len(given) > len(names):
-            problem = f"{len(given)} parameters by position, and it takes at most {len(names)}: {', '.join(names)}"
-            raise _invalid_params(method, [("", problem)])
-        given = dict(zip(names, given, strict=False))
-    try:
-        return method.params.model_validate(given)
-    except ValidationError as error:
-        problems = [_problem(method, details) for details in error.errors(include_url=False)[:_MOST_PROBLEMS]]
-        raise _invalid_params(method, problems) from None
-
-
-def _problem(method: Method, details: Any) -> tuple[str, str]:
-    """Turn one of pydantic's findings into the parameter's path and a sentence with the value."""
-    path = ".".join(str(step)[:_LONGEST_NAME] for step in details["loc"])
-    match details["type"]:
-        case "missing":
-            return path, "is missing"
-        case "extra_forbidden":
-            return path, f"is no parameter here; there are: {', '.join(method.params.positions()) or 'none'}"
-        case "string_too_long" | "bytes_too_long" | "too_long":
-            return path, f"has more than {details['ctx']['max_length']} {_unit(details)}: {details['input']!r:.60}"
-        case "string_too_short" | "too_short":
-            return path, f"has fewer than {details['ctx']['min_length']} {_unit(details)}: {details['input']!r:.60}"
-        case "value_error":
-            return path, f"{details['ctx']['error']}, not {details['input']!r:.60}"
-        case _:
-            return path, f"{details['msg']}, not {details['input']!r:.60}"
-
-
-def _unit(details: Any) -> str:
-    """Say what the length in one of pydantic's findings counts."""
-    if details["type"].startswith("string"):
-        return "characters"
-    # What base64 stands for is bytes by the time that it is measured; where it may be null pydantic knows no type.
-    is_bytes = details["type"].startswith("bytes") or details["ctx"].get("field_type") == "Value"
-    return "bytes" if is_bytes else "entries"
-
-
-def _invalid_params(method: Method, problems: list[tuple[str, str]]) -> CallError:
-    sentence = "; ".join(": ".join(part for part in problem if part) for problem in problems)
-    data = {"problems": [{"parameter": path, "problem": problem} for path, problem in problems]}
-    return CallError(INVALID_PARAMS, f"{method.name}: {sentence}", data)
-
-
 def _result_text(request_id: bytes, result: bytes) -> bytes:
     return b'{"jsonrpc":"2.0","result":' + result + b',"id":' + request_id + b"}"
-
-
-def _error_text(request_id: bytes, error: CallError) -> bytes:
-    members: dict[str, Any] = {"code": error.code, "message": error.message}
-    if error.data is not None:
-        members["data"] = error.data
-    return b'{"jsonrpc":"2.0","error":' + encode(members) + b',"id":' + request_id + b"}"

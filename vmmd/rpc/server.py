@@ -1,6 +1,7 @@
 """The HTTP half: who may ask, how a body comes in and its answer goes out. It knows no method and no VM.
 
-POST /rpc carries JSON-RPC; GET / says who this is, GET /healthz that the event loop turns. Any web page that the user
+POST /rpc carries JSON-RPC, and so does the WebSocket at /ws, whose upgrade is a request like any other; GET / says who
+this is, GET /healthz that the event loop turns. Any web page that the user
 of this machine has open can send requests to 127.0.0.1, and a name that its owner points there can read the answers. So
 over TCP a request needs a host name that was meant for us (421), no foreign origin (403), and the bearer token (401);
 and everywhere a JSON content type (415), which a page cannot send without asking first. Nothing here ever answers with
@@ -10,20 +11,22 @@ a CORS header.
 import hmac
 import re
 import secrets
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from vmmd.rpc.caller import Caller
+from vmmd.rpc.websocket import Dispatch, WebSocketLimits, WebSockets
+
 REQUEST_ID = "X-Request-Id"
+
+LINKS = {"rpc": "/rpc", "websocket": "/ws", "health": "/healthz"}
+"""What GET / tells there is."""
 
 _LEGAL_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _JSON_TYPE = re.compile(r"application/(?:json|[a-z0-9.-]+\+json)")
-
-Dispatch = Callable[[bytes, Callable[[], bool]], Awaitable[bytes | None]]
-"""Answers one body, None where nothing is to be said; it may ask whether the client has gone meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,13 @@ class TcpGuard:
         return same and scheme.lower() == "bearer"
 
 
-def make_app(dispatch: Dispatch, *, version: str, body_bytes: int, guard: TcpGuard | None) -> web.Application:
+def make_app(dispatch: Dispatch, *, version: str, limits: WebSocketLimits, guard: TcpGuard | None) -> web.Application:
     """Make the application that one listener serves.
 
     Args:
         dispatch: What answers bodies.
         version: The daemon's version, for GET /.
-        body_bytes: The largest body, in bytes.
+        limits: What bodies, and WebSockets, may amount to.
         guard: Who may ask; None on the UNIX socket, where the file's mode says it.
     """
 
@@ -90,20 +93,27 @@ def make_app(dispatch: Dispatch, *, version: str, body_bytes: int, guard: TcpGua
 
     async def rpc(request: web.Request) -> web.Response:
         _check_content_type(request)
-        body = await _read_body(request, body_bytes)
-        answer = await dispatch(body, lambda: request.transport is None or request.transport.is_closing())
+        body = await _read_body(request, limits.body_bytes)
+        caller = Caller(has_gone=lambda: request.transport is None or request.transport.is_closing())
+        try:
+            answer = await dispatch(body, caller)
+        finally:
+            caller.over()
         if answer is None:
             return web.Response(status=204)
         return web.Response(body=answer, content_type="application/json")
 
     async def root(_request: web.Request) -> web.Response:
-        return web.json_response({"name": "vmmd", "version": version, "links": {"rpc": "/rpc", "health": "/healthz"}})
+        return web.json_response({"name": "vmmd", "version": version, "links": LINKS})
 
     async def health(_request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
-    app = web.Application(middlewares=[_named, guarded], client_max_size=body_bytes)
-    app.add_routes([web.post("/rpc", rpc), web.get("/", root), web.get("/healthz", health)])
+    websockets = WebSockets(dispatch, limits)
+    app = web.Application(middlewares=[_named, guarded], client_max_size=limits.body_bytes)
+    app.add_routes([web.post("/rpc", rpc), web.get("/ws", websockets.handle)])
+    app.add_routes([web.get("/", root), web.get("/healthz", health)])
+    app.on_shutdown.append(websockets.close)
     return app
 
 
@@ -118,7 +128,9 @@ async def _named(request: web.Request, handler: Handler) -> web.StreamResponse:
         except web.HTTPException as refusal:
             refusal.headers[REQUEST_ID] = name
             raise
-        response.headers[REQUEST_ID] = name
+        if not response.prepared:
+            # A WebSocket's headers went out at its upgrade.
+            response.headers[REQUEST_ID] = name
         return response
 
 

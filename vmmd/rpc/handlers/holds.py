@@ -1,13 +1,9 @@
-"""Kick and resume.
-
-A hold whose caller went away while the kick waited is given back: he never learns that it is open.
-"""
-
-import errno
+"""Kick and resume."""
 
 from vmmd.api import holds
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.hold import Kick
+from vmmd.rpc.caller import carry_through
 from vmmd.rpc.handlers.registry import Core, handles
 from vmmd.rpc.scope import BodyScope
 
@@ -18,17 +14,15 @@ async def _kick_all_running_vcpus(
 ) -> holds.KickResult:
     vm = core.vm(params)
     if params.hold is None:
-        raw = await vm.kick_all_running_vcpus(
+        raw = vm.kick_all_running_vcpus(
             wait_ms=params.wait_ms, lease_ms=params.lease_ms, if_generation=params.if_generation
         )
-        return _kick_result(raw)
+        # Its request stands whoever goes, so it is carried through.
+        return _kick_result(await carry_through(raw))
     scope.opening(vm, params.hold)
     kick = await vm.kick_all_running_vcpus(
         params.hold, wait_ms=params.wait_ms, lease_ms=params.lease_ms, if_generation=params.if_generation
     )
-    if not kick.renewed and scope.caller_is_gone():
-        vm.abandon_hold(params.hold)
-        raise KvmError(errno.ECANCELED, f"the caller went before its hold {params.hold!r} was open; it is given back")
     if not kick.renewed:
         scope.opened(vm, params.hold)
     return _kick_result(kick)

@@ -11,7 +11,7 @@ from vmmd.api.types import GateOptions, Result
 from vmmd.kvm import exits
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.gate import Entry
-from vmmd.rpc.dispatch import CallError
+from vmmd.rpc.errors import CallError
 from vmmd.rpc.scope import BodyScope
 
 # What a result has beside its bytes: its members' names, and JSON-RPC's envelope.

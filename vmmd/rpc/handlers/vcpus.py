@@ -1,10 +1,6 @@
 """vCPUs: KVM_RUN, registers, interrupts, debugging, statistics."""
 
-import asyncio
-import errno
-
 from vmmd.api import vcpus
-from vmmd.kvm.errors import KvmError
 from vmmd.kvm.vcpu import Stats
 from vmmd.rpc.handlers.registry import Core, handles
 from vmmd.rpc.handlers.translate import exit_result
@@ -12,9 +8,6 @@ from vmmd.rpc.scope import BodyScope
 
 # One entry of a dirty ring as JSON, with the largest numbers, and what stands around all of them.
 _ENTRY_BYTES, _AROUND_BYTES = 48, 128
-
-# How often a run looks whether its caller is still there, in seconds.
-_LOOK_S = 0.1
 
 _MP_STATE_NAMES = {number: name for name, number in vcpus.MP_STATES.items()}
 
@@ -26,18 +19,8 @@ async def _create_vcpu(core: Core, params: vcpus.CreateVcpuParams, _scope: BodyS
 
 
 @handles("vcpu.run")
-async def _run(core: Core, params: vcpus.RunParams, scope: BodyScope) -> vcpus.RunResult:
-    run = asyncio.ensure_future(core.vcpu(params).run(params.data, params.timeout_ms))
-    try:
-        while not run.done():
-            await asyncio.wait([run], timeout=_LOOK_S)
-            if scope.caller_is_gone() and run.cancel():
-                # The guest is interrupted as by a signal, and an exit that comes meanwhile is the next run's.
-                await asyncio.wait([run])
-                raise KvmError(errno.EINTR, "the caller has gone, so the run was interrupted")
-        return exit_result(run.result())
-    finally:
-        run.cancel()
+async def _run(core: Core, params: vcpus.RunParams, _scope: BodyScope) -> vcpus.RunResult:
+    return exit_result(await core.vcpu(params).run(params.data, params.timeout_ms))
 
 
 @handles("vcpu.harvest_dirty_ring")

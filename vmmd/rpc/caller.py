@@ -1,0 +1,228 @@
+"""Who waits for the answer to one body, and what becomes of a call that nobody waits for any more.
+
+A call is ended before its time where its caller has gone, where it is cancelled by its id, or where its deadline has
+passed. What is under way is interrupted then; what is not begun yet:
+
+    cancelled, or past its deadline    is not begun
+    its caller has gone                is carried out, but waits for nothing
+
+The last is what keeps the map whole: a batch that was received [kick, delete, create, resume] leaves the old map where
+the kick would have had to wait, and else the new one. What the body of a caller who has gone leaves open is rolled
+back.
+
+It refuses to interrupt what would be left half done: such calls are carried through, and end by themselves.
+"""
+
+import asyncio
+import errno
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
+
+from vmmd.api.methods import Method
+from vmmd.rpc.errors import CallError
+
+T = TypeVar("T")
+
+CALLER_WENT = "was rolled back when its caller went"
+"""What became of a hold whose caller left."""
+
+
+class Holder(Protocol):
+    """A VM, as far as holds go."""
+
+    def expire_hold(self, hold: str, became: str) -> None:
+        """End an open hold whose owner has gone."""
+
+    def has_hold(self, hold: str) -> bool:
+        """Tell whether that hold is current."""
+
+
+class Connection(Protocol):
+    """What the bodies of one WebSocket share."""
+
+    def adopt(self, vm: Holder, hold: str) -> None:
+        """Take a hold that a body has left open: it ends with the connection."""
+
+    def hold_of(self, vm: Holder) -> str | None:
+        """Give the open hold of a VM that an earlier body has left open; None where there is none."""
+
+    def begin(self, method: str) -> None:
+        """Let a call begin; it is under way until `end`.
+
+        Raises:
+            CallError: EAGAIN; so many are under way already.
+        """
+
+    def end(self) -> None:
+        """Take note that a call is over."""
+
+    def cancel(self, call_id: bytes) -> bool:
+        """Cancel the call of that id, JSON text; tell whether there is one."""
+
+    def notify(self, method: str, params: dict[str, Any]) -> None:
+        """Send a notification, unless the reader is so slow that earlier ones still wait."""
+
+
+class Caller:
+    """Who waits for the answer to one body.
+
+    Args:
+        has_gone: Tells whether the connection is closed, where nobody calls `leave`.
+        connection: What the bodies of one WebSocket share; None over HTTP.
+
+    Attributes:
+        running: The id of the call that is under way, as JSON text; None where it has none.
+    """
+
+    def __init__(self, *, has_gone: Callable[[], bool] | None = None, connection: Connection | None = None) -> None:
+        self.connection = connection
+        self.running: bytes | None = None
+        self._has_gone = has_gone
+        self._left = False
+        self._task: asyncio.Task[Any] | None = None
+        self._interruption: CallError | None = None
+        self._expected: set[bytes] = set()
+        self._cancelled: set[bytes] = set()
+        self._holds: list[tuple[Holder, str]] = []
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self._left or (self._has_gone is not None and self._has_gone())
+
+    def leave(self) -> None:
+        """Take note that nobody waits any more: what is under way is interrupted, and nothing waits from now on."""
+        self._left = True
+        self._interrupt(_gone())
+
+    def expect(self, call_ids: Iterable[bytes | None]) -> None:
+        """Take note of the ids of the body's calls, as JSON text: those can be cancelled."""
+        self._expected.update(call_id for call_id in call_ids if call_id is not None)
+
+    def cancel(self, call_id: bytes) -> bool:
+        """Cancel the call of that id, JSON text: it is interrupted, or not begun; tell whether there is one."""
+        if call_id not in self._expected:
+            return False
+        self._cancelled.add(call_id)
+        if self.running == call_id:
+            self._interrupt(_cancelled())
+        return True
+
+    async def wait_for(
+        self, call_id: bytes | None, method: Method, work: Coroutine[Any, Any, bytes], deadline_s: float | None
+    ) -> bytes:
+        """Carry one call out, for as long as somebody waits for it.
+
+        Args:
+            call_id: Its id as JSON text; None for a notification.
+            method: What it is.
+            work: What carries it out.
+            deadline_s: When it is to be over, on the event loop's clock; None: whenever it is.
+
+        Raises:
+            CallError: ECANCELED or ETIMEDOUT, where it was ended before its time; EAGAIN where too many are under way.
+        """
+        try:
+            self._check_wanted(call_id, method, deadline_s)
+        except CallError:
+            work.close()
+            raise
+        self.running = call_id
+        try:
+            return await (carry_through(work) if method.carried_through else self._while_wanted(work, deadline_s))
+        finally:
+            self.running = None
+            if call_id is not None:
+                self._expected.discard(call_id)
+            if self.connection is not None:
+                self.connection.end()
+
+    def opened(self, vm: Holder, hold: str) -> None:
+        """Take note of a hold that the body has opened."""
+        self._holds.append((vm, hold))
+
+    def ended(self, vm: Holder, hold: str) -> None:
+        """Take note that it has ended, so far as it is the body's."""
+        if (vm, hold) in self._holds:
+            self._holds.remove((vm, hold))
+
+    def over(self) -> None:
+        """Settle, once the body is carried out, what it has left open: the connection's, or nobody's."""
+        holds, self._holds = self._holds, []
+        for vm, hold in holds:
+            if self.is_gone:
+                vm.expire_hold(hold, CALLER_WENT)
+            elif self.connection is not None:
+                self.connection.adopt(vm, hold)
+
+    def _check_wanted(self, call_id: bytes | None, method: Method, deadline_s: float | None) -> None:
+        if call_id in self._cancelled:
+            raise _cancelled()
+        if deadline_s is not None and asyncio.get_running_loop().time() >= deadline_s:
+            raise _late()
+        if self.connection is not None:
+            self.connection.begin(method.name)
+
+    async def _while_wanted(self, work: Coroutine[Any, Any, bytes], deadline_s: float | None) -> bytes:
+        task = self._task = asyncio.current_task()
+        timer = None
+        if deadline_s is not None:
+            timer = asyncio.get_running_loop().call_at(deadline_s, self._interrupt, _late())
+        if self.is_gone:
+            self._interrupt(_gone())
+        try:
+            return await work
+        except asyncio.CancelledError:
+            error = self._interruption or (_gone() if self.is_gone else None)
+            if error is None:
+                raise
+            raise error from None
+        finally:
+            self._task = None
+            if timer is not None:
+                timer.cancel()
+            if task is not None and task.cancelling() and (self._interruption is not None or self.is_gone):
+                self._interruption = None
+                await _forget_cancellation(task)
+
+    def _interrupt(self, error: CallError) -> None:
+        if self._task is not None and self._interruption is None:
+            self._interruption = error
+            self._task.cancel()
+
+
+async def carry_through(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for the end of what must not be left half done, whatever cancels the task meanwhile.
+
+    It has done what it was to do then, so the cancellation is forgotten: who has gone will not miss it.
+    """
+    # A task of its own, which a cancellation of this one does not reach.
+    inner = asyncio.ensure_future(work)
+    while not inner.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([inner])
+    return inner.result()
+
+
+async def _forget_cancellation(task: asyncio.Task[Any]) -> None:
+    """Let a task go on as if it had not been cancelled: also where the call ended before it noticed."""
+    while task.cancelling():
+        task.uncancel()
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        return
+
+
+def _gone() -> CallError:
+    return CallError(errno.ECANCELED, "the caller has gone, so the call was ended", {"errno": "ECANCELED"})
+
+
+def _cancelled() -> CallError:
+    return CallError(errno.ECANCELED, "the call was cancelled with rpc.cancel", {"errno": "ECANCELED"})
+
+
+def _late() -> CallError:
+    message = "the call was not over at its deadline_ms, and was ended; give it more time"
+    return CallError(errno.ETIMEDOUT, message, {"errno": "ETIMEDOUT"})

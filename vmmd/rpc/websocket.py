@@ -1,0 +1,207 @@
+"""The WebSocket half: text frames of JSON-RPC at /ws, both ways, for as long as the connection stands.
+
+Each frame is a body as POST /rpc has them: one call, or a batch. Bodies are carried out side by side, so that a kick
+that waits does not block the resume behind it, and are answered as they end. When the connection goes, for whatever
+reason, its calls are interrupted, and the holds that it has opened are rolled back and released.
+
+What it refuses closes the connection with a code and a reason: binary frames 1003, text that is not UTF-8 1007, frames
+over limits.body_bytes 1009, and the daemon's own end 1001. A peer that does not answer pings is gone.
+"""
+
+import asyncio
+import errno
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from vmmd.rpc.caller import Caller, Holder
+from vmmd.rpc.errors import CallError
+from vmmd.rpc.jsontext import encode
+
+SOCKET_CLOSED = "was rolled back when the WebSocket that kicked it closed"
+"""What became of a hold whose connection went."""
+
+# Calls that end others: they are let in however many are under way, since they make room.
+_MAKE_ROOM = frozenset({"vm.resume_all_kicked_vcpus", "rpc.cancel", "vm.stop", "kvm.destroy_vm"})
+
+# Bodies may be waiting for a slow reader beside those that are counted; behind so many nothing more is read.
+_BODIES_PER_CALL = 2
+
+Dispatch = Callable[[bytes, Caller], Awaitable[bytes | None]]
+"""Answers one body, None where nothing is to be said."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class WebSocketLimits:
+    """What a connection may amount to. The names are the configuration's: errors name them so.
+
+    `websocket_silence_ms`: a ping goes out when nothing has come for so long; half of it later the peer is gone.
+    """
+
+    body_bytes: int
+    calls_in_flight: int
+    websocket_silence_ms: int
+
+
+class WebSockets:
+    """All connections of one listener.
+
+    Args:
+        dispatch: What answers bodies.
+        limits: What one connection may amount to.
+    """
+
+    def __init__(self, dispatch: Dispatch, limits: WebSocketLimits) -> None:
+        self._dispatch = dispatch
+        self._limits = limits
+        self._connections: set[_Connection] = set()
+
+    async def handle(self, request: web.Request) -> web.WebSocketResponse:
+        """Serve one connection, from its upgrade to its end."""
+        socket = _Socket(self._limits)
+        await socket.prepare(request)
+        connection = _Connection(socket, self._dispatch, self._limits)
+        self._connections.add(connection)
+        try:
+            await connection.serve()
+        finally:
+            self._connections.discard(connection)
+            await connection.leave()
+        return socket
+
+    async def close(self, _app: web.Application) -> None:
+        """Close every connection: the daemon goes."""
+        for connection in list(self._connections):
+            await connection.close(WSCloseCode.GOING_AWAY, "the daemon goes")
+
+
+class _Socket(web.WebSocketResponse):
+    """aiohttp's end of the connection; it says which limit a frame was over."""
+
+    def __init__(self, limits: WebSocketLimits) -> None:
+        # Compression would let a small frame become a large one, and its state is not made for concurrent senders.
+        super().__init__(
+            max_msg_size=limits.body_bytes, heartbeat=limits.websocket_silence_ms / 1000, compress=False, timeout=1.0
+        )
+        self._limits = limits
+
+    async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
+        """Close, with a reason where aiohttp has none."""
+        if code == WSCloseCode.MESSAGE_TOO_BIG:
+            message = f"the frame has more than limits.body_bytes = {self._limits.body_bytes} bytes".encode()
+        return await super().close(code=code, message=message, drain=drain)
+
+
+class _Connection:
+    """One connection: its bodies under way, its holds. It is the callers' `Connection`."""
+
+    def __init__(self, socket: _Socket, dispatch: Dispatch, limits: WebSocketLimits) -> None:
+        self._socket = socket
+        self._dispatch = dispatch
+        self._limits = limits
+        self._bodies: dict[asyncio.Task[None], Caller] = {}
+        self._under_way = 0
+        self._notifying: asyncio.Task[None] | None = None
+        self._holds: dict[Holder, str] = {}
+
+    async def serve(self) -> None:
+        """Read until the peer closes, or sends what is refused."""
+        async for message in self._socket:
+            if message.type is WSMsgType.BINARY:
+                await self.close(WSCloseCode.UNSUPPORTED_DATA, "JSON-RPC comes in text frames")
+                return
+            if message.type is not WSMsgType.TEXT:
+                return
+            caller = Caller(connection=self)
+            body = asyncio.create_task(self._answer(message.data.encode(), caller))
+            self._bodies[body] = caller
+            body.add_done_callback(self._bodies.pop)
+            if len(self._bodies) > self._limits.calls_in_flight:
+                await self._slow_down()
+
+    async def close(self, code: WSCloseCode, reason: str) -> None:
+        """Close the connection with a code and a reason."""
+        await self._socket.close(code=code, message=reason.encode())
+
+    async def leave(self) -> None:
+        """Interrupt all calls, roll back what they have left open, and wait until the last body is over."""
+        bodies = list(self._bodies)
+        for caller in list(self._bodies.values()):
+            caller.leave()
+        holds, self._holds = self._holds, {}
+        for vm, hold in holds.items():
+            vm.expire_hold(hold, SOCKET_CLOSED)
+        if bodies:
+            await asyncio.wait(bodies)
+        if self._notifying is not None:
+            self._notifying.cancel()
+
+    # What callers ask for.
+
+    def adopt(self, vm: Holder, hold: str) -> None:
+        """See `Connection`."""
+        self._holds[vm] = hold
+
+    def hold_of(self, vm: Holder) -> str | None:
+        """See `Connection`."""
+        hold = self._holds.get(vm)
+        if hold is not None and not vm.has_hold(hold):
+            # Somebody else has ended it, or its lease has.
+            del self._holds[vm]
+            return None
+        return hold
+
+    def begin(self, method: str) -> None:
+        """See `Connection`."""
+        if self._under_way >= self._limits.calls_in_flight and method not in _MAKE_ROOM:
+            raise CallError(
+                errno.EAGAIN,
+                f"{self._under_way} calls of this WebSocket are under way, and limits.calls_in_flight = "
+                f"{self._limits.calls_in_flight}; wait for an answer, or raise it",
+                {"errno": "EAGAIN"},
+            )
+        self._under_way += 1
+
+    def end(self) -> None:
+        """See `Connection`."""
+        self._under_way -= 1
+
+    def cancel(self, call_id: bytes) -> bool:
+        """See `Connection`."""
+        found = [caller for caller in self._bodies.values() if caller.cancel(call_id)]
+        return bool(found)
+
+    def notify(self, method: str, params: dict[str, Any]) -> None:
+        """See `Connection`."""
+        if self._notifying is None or self._notifying.done():
+            self._notifying = asyncio.create_task(self._send(notification(method, params)))
+
+    async def _answer(self, body: bytes, caller: Caller) -> None:
+        try:
+            answer = await self._dispatch(body, caller)
+        finally:
+            caller.over()
+        if answer is not None:
+            await self._send(answer)
+
+    async def _send(self, text: bytes) -> None:
+        # A peer that has gone misses it: the reading end sees to that.
+        with suppress(ConnectionError):
+            await self._socket.send_frame(text, WSMsgType.TEXT)
+
+    async def _slow_down(self) -> None:
+        """Let bodies begin; and read nothing more while so many cannot send their answers."""
+        await asyncio.sleep(0)
+        while len(self._bodies) > _BODIES_PER_CALL * self._limits.calls_in_flight:
+            await asyncio.wait(list(self._bodies), return_when=asyncio.FIRST_COMPLETED)
+
+
+def notification(method: str, params: dict[str, Any]) -> bytes:
+    """Give the JSON text of a notification."""
+    return encode({"jsonrpc": "2.0", "method": method, "params": params})
