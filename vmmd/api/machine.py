@@ -105,14 +105,15 @@ ROWS = (
             "ECANCELED": "The VM was destroyed meanwhile.",
         },
     ),
-    Method("vm.stop", StopParams, None, "End all run loops, held ones too; idempotent.", changes=True),
+    Method(
+        "vm.stop", StopParams, None, "End all run loops, held ones too; idempotent.", changes=True, carried_through=True
+    ),
     Method(
         "vm.load_elf",
         LoadElfParams,
         LoadElfResult,
         "Load an ELF executable into memory that slots give, all or nothing; zeroes and dirty marks included.",
         changes=True,
-        carried_through=True,
         errors={
             "EINVAL": "`data` is no static ELF64 executable for RISC-V.",
             "EFAULT": "A page of a segment has no memslot or a read-only one, or its memslot no mapping.",
