@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from vmmd.config import ConfigError, LimitSettings, Settings, default_socket, load, tcp_token
+from vmmd.api.places import default_socket
+from vmmd.config import ConfigError, LimitSettings, Settings, load, tcp_token
 
 DOCUMENTED = Path(__file__).parent.parent / "config" / "vmmd.toml"
 

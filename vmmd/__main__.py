@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmmd import __version__
-from vmmd.config import ConfigError, default_socket, load
+from vmmd.api.places import default_socket
+from vmmd.config import ConfigError, load
 from vmmd.daemon import serve
 from vmmd.rpc.listen import BindError
 

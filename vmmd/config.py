@@ -21,6 +21,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from vmmd.api.places import default_socket, default_token_file, xdg_directory
+
 _SHORTEST_TOKEN = 16
 
 
@@ -28,28 +30,9 @@ class ConfigError(Exception):
     """The settings cannot be used. The message has a line for each thing that is wrong."""
 
 
-def _xdg(variable: str, fallback: str) -> Path:
-    """Give a directory of the XDG base directory specification; relative values are to be ignored, as it says."""
-    value = Path(os.environ.get(variable, ""))
-    return value if value.is_absolute() else Path.home() / fallback
-
-
-def default_socket() -> Path:
-    """Give $XDG_RUNTIME_DIR/vmmd.sock; without a runtime directory, vmmd/vmmd.sock in the user's state directory."""
-    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
-    if runtime.is_absolute() and runtime.is_dir():
-        return runtime / "vmmd.sock"
-    return _xdg("XDG_STATE_HOME", ".local/state") / "vmmd" / "vmmd.sock"
-
-
-def default_token_file() -> Path:
-    """Give vmmd/token in the user's state directory."""
-    return _xdg("XDG_STATE_HOME", ".local/state") / "vmmd" / "token"
-
-
 def default_cache_dir() -> Path:
     """Give vmmd in the user's cache directory."""
-    return _xdg("XDG_CACHE_HOME", ".cache") / "vmmd"
+    return xdg_directory("XDG_CACHE_HOME", ".cache") / "vmmd"
 
 
 class LogSettings(BaseModel):
