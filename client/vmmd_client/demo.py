@@ -97,7 +97,8 @@ async def _demo(options: argparse.Namespace, console: Console) -> tuple[Tally, T
                 tallies[mode] = await replay.run(mode, options.updates, partial(advance, mode))
         for mode in modes:
             score = next(score for score in replay.scores if score.counts)
-            pictures.append(await trace_update(vmmd, replay, score, mode))
+            vcpus = range(replay.vcpus)
+            pictures.append(await trace_update(vmmd, vm, vcpus, score.regions, score.holes, mode))
             await replay.wind_back()
         await vm.destroy()
     for picture in pictures:

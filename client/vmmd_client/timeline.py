@@ -5,8 +5,10 @@ read), so each column of the picture is one step, with the time that it took by 
 longer than the same update in the replay; what happens in it is what happens there.
 """
 
+import contextlib
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +16,13 @@ from vmmd.api.vcpus import StatsResult
 
 from . import calls
 from .connection import Client
+from .errors import KvmError
 from .layout import Span
 from .memslots import Memslot
 from .protocol import Call
-from .replay import Mode, Replay, Score
+from .replay import Mode
 from .traces import Hole
+from .vm import Vm
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class Column:
         held: whether a hold was open in the whole step.
         doings: what each vCPU did in it.
         missing: for each range of the picture, whether it was missing at the step's end.
+        generation: the slot table's generation behind the step's call; None where it made none.
+        call_ns: how long the call alone took by the client's clock; None where there was none.
     """
 
     label: str
@@ -51,6 +57,8 @@ class Column:
     held: bool
     doings: tuple[Doing, ...]
     missing: tuple[bool, ...]
+    generation: int | None = None
+    call_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,33 +69,59 @@ class Picture:
         mode: how it was made.
         ranges: the guest-physical ranges that the update takes away and gives back.
         columns: the steps.
+        pause_ns: for how long the daemon kept the vCPUs out of guest mode, in nanoseconds; None where it did not.
     """
 
     mode: Mode
     ranges: tuple[Span, ...]
     columns: tuple[Column, ...]
+    pause_ns: int | None = None
 
 
-async def trace_update(client: Client, replay: Replay, score: Score, mode: Mode) -> Picture:
-    """Make one update step by step, from the map that stands, and look at every vCPU in each step."""
-    vm, hold = replay.vm.id, secrets.token_urlsafe(16)
+async def trace_update(
+    client: Client, handle: Vm, vcpus: Sequence[int], regions: Sequence[Memslot], holes: Sequence[Hole], mode: Mode
+) -> Picture:
+    """Make one update step by step, from the map that stands, and look at every vCPU in each step.
+
+    Args:
+        client: the client of the VM's daemon.
+        handle: the VM; the calls go past its slot table, which it forgets.
+        vcpus: the ids of its vCPUs.
+        regions: the update's calls of KVM_SET_USER_MEMORY_REGION, in their order.
+        holes: the ranges that are missing between two of them.
+        mode: "plain": one call after another. "atomic": the same in a hold.
+
+    Raises:
+        KvmError: a call was refused; a hold was given back by then, and undone.
+    """
+    vm, hold = handle.id, secrets.token_urlsafe(16)
     options: dict[str, Any] = {"hold": hold} if mode == "atomic" else {}
-    changes: list[Call[Any]] = [calls.set_user_memory_region(vm, region, **options) for region in score.regions]
-    labels = [_label(region) for region in score.regions]
+    changes: list[Call[Any]] = [calls.set_user_memory_region(vm, region, **options) for region in regions]
+    labels = [_label(region) for region in regions]
+    resume = calls.resume_all_kicked_vcpus(vm, hold)
     if mode == "atomic":
-        changes = [calls.kick_all_running_vcpus(vm, hold), *changes, calls.resume_all_kicked_vcpus(vm, hold)]
+        changes = [calls.kick_all_running_vcpus(vm, hold), *changes, resume]
         labels = ["kick", *labels, "resume"]
     steps: list[tuple[str, Call[Any] | None]] = [("before", None), *zip(labels, changes, strict=True), ("after", None)]
     ranges: dict[Span, list[Hole]] = {}
-    for hole in score.holes:
+    for hole in holes:
         ranges.setdefault(Span(hole.guest_phys_addr, hole.size), []).append(hole)
-    taken = await _look(client, replay)
-    columns = []
+    taken = await _look(client, vm, vcpus)
+    columns: list[Column] = []
+    pause_ns = None
     for number, (label, call) in enumerate(steps):
         begin_ns = time.perf_counter_ns()
+        generation = call_ns = None
         if call is not None:
-            await client.send(call)
-        seen = await _look(client, replay)
+            try:
+                answer = await client.send(call)
+            except KvmError:
+                await _give_back(client, resume, mode)
+                raise
+            call_ns = time.perf_counter_ns() - begin_ns
+            generation = answer if isinstance(answer, int) else answer.generation
+            pause_ns = getattr(answer, "pause_ns", pause_ns)
+        seen = await _look(client, vm, vcpus)
         duration_ns = time.perf_counter_ns() - begin_ns
         doings = tuple(
             Doing(now.instructions - then.instructions, now.stray_exits - then.stray_exits)
@@ -97,17 +131,24 @@ async def trace_update(client: Client, replay: Replay, score: Score, mode: Mode)
         # The first change is the step behind "before", and in atomic mode behind "kick".
         done = number - (2 if mode == "atomic" else 1)
         missing = tuple(any(hole.opened_by <= done < hole.filled_by for hole in holes) for holes in ranges.values())
-        columns.append(Column(label, duration_ns, held, doings, missing))
+        columns.append(Column(label, duration_ns, held, doings, missing, generation, call_ns))
         taken = seen
     # The calls went past the VM's handle.
-    replay.vm.forget_slot_table()
-    return Picture(mode, tuple(ranges), tuple(columns))
+    handle.forget_slot_table()
+    return Picture(mode, tuple(ranges), tuple(columns), pause_ns)
 
 
-async def _look(client: Client, replay: Replay) -> list[StatsResult]:
+async def _give_back(client: Client, resume: Call[Any], mode: Mode) -> None:
+    """End the hold behind a call that was refused; what its resume says is that refusal again."""
+    if mode == "atomic":
+        with contextlib.suppress(KvmError):
+            await client.send(resume)
+
+
+async def _look(client: Client, vm: str, vcpus: Sequence[int]) -> list[StatsResult]:
     """Read every vCPU's counters in one round trip."""
     async with client.batch() as batch:
-        stats = [batch.add(calls.get_vcpu_stats(replay.vm.id, vcpu)) for vcpu in range(replay.vcpus)]
+        stats = [batch.add(calls.get_vcpu_stats(vm, vcpu)) for vcpu in vcpus]
     return [reply.result() for reply in stats]
 
 

@@ -1,0 +1,76 @@
+"""The group `vmmctl`: its commands by name, each loaded when it is asked for, and how the process ends."""
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from .exits import INTERRUPTED, NO_READER, TERMINATED, Terminated
+
+COMMANDS: Mapping[str, str] = {
+    "ping": "ping",
+    "vm": "vm",
+    "run": "run",
+    "slots": "slots",
+    "grow": "changes",
+    "shrink": "changes",
+    "split": "changes",
+    "merge": "changes",
+    "move": "changes",
+    "dirty": "dirty",
+    "memory": "memory",
+    "regs": "regs",
+    "kick": "kick",
+    "resume": "kick",
+    "stats": "stats",
+    "top": "top",
+    "trace-update": "trace_update",
+    "asm": "asm",
+    "disasm": "asm",
+    "call": "call",
+    "discover": "discover",
+    "demo": "demo",
+    "completion": "completion",
+}
+"""Command to module. The module has the command under its name, with _ for -."""
+
+
+class Commands(click.Group):
+    """A group whose commands are modules."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Give the names, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load a command; None where there is none of that name."""
+        module = COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        loaded = importlib.import_module(f".{module}", __package__)
+        command: click.Command = getattr(loaded, cmd_name.replace("-", "_"))
+        return command
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> None:
+        """Run the command line and end the process with its exit code; no exception is shown as a traceback."""
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(args, prog_name or "vmmctl", **extra)
+            sys.stdout.flush()
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except (KeyboardInterrupt, click.Abort):
+            code = INTERRUPTED
+        except Terminated:
+            code = TERMINATED
+        except BrokenPipeError:
+            # The interpreter flushes stdout once more when it ends, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = NO_READER
+        sys.exit(code)
