@@ -20,6 +20,7 @@ docs/vmmctl.md shows every command.
 
 
 @click.group(
+    "vmmctl",
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EPILOG,

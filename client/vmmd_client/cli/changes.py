@@ -17,7 +17,7 @@ from ..transaction import DEFAULT_WAIT_MS, Transaction
 from ..vm import Vm
 from .numbers import NUMBER, SIZE, SLOT, SlotName, vm_argument
 from .screen import Screen
-from .session import asks
+from .session import asks, asks_if
 from .transact import Ways, transact
 
 
@@ -39,12 +39,22 @@ def _ways(options: dict[str, Any]) -> Ways:
     return Ways(**{name: options[name] for name in Ways.__dataclass_fields__})
 
 
+def _one_of_both(by: int | None, to: int | None, **_: object) -> None:
+    if (by is None) == (to is None):
+        raise click.UsageError("say how far: --by SIZE or --to SIZE")
+
+
+def _several(slots: tuple[SlotName, ...], **_: object) -> None:
+    if len(slots) < 2:
+        raise click.UsageError("a merge takes at least two slots")
+
+
 @click.command()
 @changes_map
 @click.argument("slot", type=SLOT)
 @click.option("--by", type=SIZE, metavar="SIZE", help="How much larger.")
 @click.option("--to", type=SIZE, metavar="SIZE", help="How large in all.")
-@asks
+@asks_if(_one_of_both)
 async def grow(
     vmmd: Client, screen: Screen, vm: str, slot: SlotName, by: int | None, to: int | None, **options: Any
 ) -> None:
@@ -55,7 +65,6 @@ async def grow(
 
     JSON: as of `split`.
     """
-    _require_one(by, to)
     handle = vmmd.vm(vm)
     old = slot.find((await handle.slot_table()).slots)
     size_now = _new_size(old, by, to, 1)
@@ -70,7 +79,7 @@ async def grow(
 @click.argument("slot", type=SLOT)
 @click.option("--by", type=SIZE, metavar="SIZE", help="How much smaller.")
 @click.option("--to", type=SIZE, metavar="SIZE", help="How large in all.")
-@asks
+@asks_if(_one_of_both)
 async def shrink(
     vmmd: Client, screen: Screen, vm: str, slot: SlotName, by: int | None, to: int | None, **options: Any
 ) -> None:
@@ -78,7 +87,6 @@ async def shrink(
 
     JSON: as of `split`.
     """
-    _require_one(by, to)
     handle = vmmd.vm(vm)
     old = slot.find((await handle.slot_table()).slots)
     size_now = _new_size(old, by, to, -1)
@@ -120,7 +128,7 @@ async def split(
 @click.command()
 @changes_map
 @click.argument("slots", metavar="SLOT SLOT...", type=SLOT, nargs=-1, required=True)
-@asks
+@asks_if(_several)
 async def merge(vmmd: Client, screen: Screen, vm: str, slots: tuple[SlotName, ...], **options: Any) -> None:
     """Make one slot of neighbours, under the first one's id.
 
@@ -128,8 +136,6 @@ async def merge(vmmd: Client, screen: Screen, vm: str, slots: tuple[SlotName, ..
 
     JSON: as of `split`.
     """
-    if len(slots) < 2:
-        raise click.UsageError("a merge takes at least two slots")
 
     def change(draft: Transaction, known: SlotMap) -> None:
         first, *others = [name.find(known) for name in slots]
@@ -163,11 +169,6 @@ def _new_size(old: Memslot, by: int | None, to: int | None, sign: int) -> int:
     if by is None:
         return to or 0
     return old.memory_size + sign * by
-
-
-def _require_one(by: int | None, to: int | None) -> None:
-    if (by is None) == (to is None):
-        raise click.UsageError("say how far: --by SIZE or --to SIZE")
 
 
 async def _require_mapped(vm: Vm, userspace_addr: int, size_bytes: int) -> None:

@@ -50,6 +50,14 @@ class Terminated(BaseException):
     """SIGTERM came; what was open has been closed."""
 
 
+class Ended(BaseException):
+    """The process is to end quietly, with an exit code: nobody is to be told what everybody knows."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
 class CommandError(click.ClickException):
     """What ends a command: one sentence on stderr, or with --json one object there, and an exit code."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .exits import INTERRUPTED, NO_READER, TERMINATED, Terminated
+from .exits import INTERRUPTED, NO_READER, TERMINATED, Ended, Terminated
 
 COMMANDS: Mapping[str, str] = {
     "ping": "ping",
@@ -54,23 +54,33 @@ class Commands(click.Group):
         command: click.Command = getattr(loaded, cmd_name.replace("-", "_"))
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what ends it from outside is turned into an exit code before click has a word for it."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            raise Ended(INTERRUPTED) from None
+        except Terminated:
+            raise Ended(TERMINATED) from None
+        except BrokenPipeError:
+            # The interpreter flushes stdout once more when it ends, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise Ended(NO_READER) from None
+        return result
+
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> None:
         """Run the command line and end the process with its exit code; no exception is shown as a traceback."""
         extra["standalone_mode"] = False
         try:
-            code = super().main(args, prog_name or "vmmctl", **extra)
-            sys.stdout.flush()
+            code = super().main(args, prog_name, **extra)
         except click.ClickException as error:
             error.show()
             code = error.exit_code
-        except (KeyboardInterrupt, click.Abort):
+        except click.Abort:
             code = INTERRUPTED
-        except Terminated:
-            code = TERMINATED
-        except BrokenPipeError:
-            # The interpreter flushes stdout once more when it ends, and would complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = NO_READER
+        except Ended as ended:
+            code = ended.exit_code
         sys.exit(code)

@@ -7,7 +7,17 @@ import click
 from ..connection import Client
 from .numbers import vm_argument
 from .screen import Screen, cell, duration, table
-from .session import asks
+from .session import asks_if
+
+
+def _raw_or_held(raw: bool, hold: str | None, lease_ms: int | None, **_: object) -> None:
+    if raw and (hold is not None or lease_ms is not None):
+        raise click.UsageError("a raw kick has no name and no lease: leave out --raw, or --hold and --lease-ms")
+
+
+def _one_of_both(raw: bool, hold: str | None, **_: object) -> None:
+    if raw == (hold is not None):
+        raise click.UsageError("say what to resume: the name of a hold, or --raw")
 
 
 @click.command()
@@ -16,7 +26,7 @@ from .session import asks
 @click.option("--raw", is_flag=True, help="Kick as proposed: KVM_RUN gives EINTR until the raw resume.")
 @click.option("--lease-ms", type=click.IntRange(1), metavar="N", help="How long the hold stays open without renewal.")
 @click.option("--wait-ms", type=click.IntRange(0), metavar="N", help="How long to wait for a turn.")
-@asks
+@asks_if(_raw_or_held)
 async def kick(
     vmmd: Client,
     screen: Screen,
@@ -32,8 +42,6 @@ async def kick(
 
     JSON: {"hold": name or null, "kicked", "kick_ns", "generation", "lease_ms"}
     """
-    if raw and (hold is not None or lease_ms is not None):
-        raise click.UsageError("a raw kick has no name and no lease: leave out --raw, or --hold and --lease-ms")
     name = None if raw else hold or secrets.token_urlsafe(16)
     result = await vmmd.vm(vm).kick_all_running_vcpus(name, wait_ms=wait_ms, lease_ms=lease_ms)
     rows = [
@@ -53,14 +61,12 @@ async def kick(
 @vm_argument
 @click.argument("hold", required=False)
 @click.option("--raw", is_flag=True, help="Resume raw kicks.")
-@asks
+@asks_if(_one_of_both)
 async def resume(vmmd: Client, screen: Screen, vm: str, hold: str | None, raw: bool) -> None:
     """Resume all kicked vCPUs: end a hold by its name, or with --raw every raw kick.
 
     JSON: {"pause_ns": integer or null, "generation"}
     """
-    if raw == (hold is not None):
-        raise click.UsageError("say what to resume: the name of a hold, or --raw")
     result = await vmmd.vm(vm).resume_all_kicked_vcpus(hold)
     paused = "" if result.pause_ns is None else f", paused for {duration(result.pause_ns)}"
     screen.give(result.model_dump(mode="json"), cell(f"resumed{paused}, generation {result.generation}"))

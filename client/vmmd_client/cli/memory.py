@@ -8,17 +8,17 @@ import base64
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import click
 
 from ..connection import Client
 from ..vm import Vm
+from .files import SOURCE, Source, output_option, write_file
 from .numbers import SIZE, vm_argument
 from .screen import Screen, cell, table
-from .session import asks, stdout_is_terminal
+from .session import asks, asks_if, stdout_is_terminal
 
-PART_BYTES = 1 << 20
+PART_BYTES = 512 << 10
 """Bytes of one call of a large transfer."""
 
 _LINE_BYTES = 16
@@ -38,9 +38,7 @@ def memory() -> None:
 @address_argument
 @length_argument
 @host_option
-@click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the bytes there."
-)
+@output_option
 @asks
 async def read(
     vmmd: Client, screen: Screen, vm: str, address: int, length: int, host: bool, output: Path | None
@@ -84,14 +82,18 @@ async def hexdump(vmmd: Client, screen: Screen, vm: str, address: int, length: i
         _write_dump(data, address)
 
 
+def _says_what(digits: str | None, text: str | None, source: Source | None, **_: object) -> None:
+    given_bytes(digits, text, source)
+
+
 @memory.command()
 @vm_argument
 @address_argument
 @host_option
 @click.option("--hex", "digits", metavar="DIGITS", help="The bytes, in hexadecimal.")
 @click.option("--text", metavar="TEXT", help="The bytes, as text in UTF-8.")
-@click.option("--file", "source", type=click.File("rb"), metavar="FILE", help="The bytes, from a file; - is stdin.")
-@asks
+@click.option("--file", "source", type=SOURCE, metavar="FILE", help="The bytes, from a file; - is stdin.")
+@asks_if(_says_what)
 async def write(
     vmmd: Client,
     screen: Screen,
@@ -100,13 +102,13 @@ async def write(
     host: bool,
     digits: str | None,
     text: str | None,
-    source: BinaryIO | None,
+    source: Source | None,
 ) -> None:
     """Write bytes; through memslots they mark pages dirty, with --host they never do.
 
     JSON: {"address", "length"}
     """
-    data = _given(digits, text, source)
+    data = given_bytes(digits, text, source)
     handle = vmmd.vm(vm)
     with screen.progress("writing", len(data)) as advance:
         for at in range(0, len(data), PART_BYTES):
@@ -167,11 +169,6 @@ def hexdump_lines(data: bytes, address: int) -> Iterator[str]:
         yield f"{address + at:016x}  {halves}  |{shown}|"
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file."""
-    path.write_bytes(data)
-
-
 def _write_dump(data: bytes, address: int) -> None:
     for line in hexdump_lines(data, address):
         click.echo(line)
@@ -188,12 +185,16 @@ async def _read(vm: Vm, screen: Screen, address: int, length: int, *, host: bool
     return bytes(data)
 
 
-def _given(digits: str | None, text: str | None, source: BinaryIO | None) -> bytes:
-    """Give the bytes that one of three options names."""
+def given_bytes(digits: str | None, text: str | None, source: Source | None) -> bytes:
+    """Give the bytes that one of three options names.
+
+    Raises:
+        click.UsageError: it is not one, or they are no bytes.
+    """
     if sum(each is not None for each in (digits, text, source)) != 1:
         raise click.UsageError("say what to write: one of --hex, --text and --file")
     if source is not None:
-        return source.read()
+        return source.data
     if text is not None:
         return text.encode("utf-8", errors="surrogateescape")
     try:

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 from elftools.common.exceptions import ELFError
@@ -32,8 +32,8 @@ from .. import calls
 from ..connection import Client
 from ..errors import VmmdError
 from ..vm import Vm
-from .asm import source_text
 from .exits import GUEST_DIED, TIME_IS_UP
+from .files import SOURCE, Source
 from .numbers import SIZE
 from .screen import Screen
 from .session import asks, stdout_is_terminal
@@ -111,7 +111,7 @@ class Guest:
 
 
 @click.command()
-@click.argument("file", type=click.File("rb"))
+@click.argument("file", type=SOURCE)
 @click.option(
     "--vcpus", type=click.IntRange(1, 1024), default=1, metavar="N", show_default=True, help="How many vCPUs."
 )
@@ -122,7 +122,7 @@ class Guest:
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Stop it after that time.")
 @click.option("--raw", is_flag=True, help="Write the guest's bytes as they are to a terminal too.")
 @asks
-async def run(vmmd: Client, screen: Screen, file: BinaryIO, raw: bool, **options: Any) -> int:
+async def run(vmmd: Client, screen: Screen, file: Source, raw: bool, **options: Any) -> int:
     """Run a guest, T64 assembly source or an ELF file, and stream its console; - is stdin.
 
     All vCPUs begin at the entry, with their id in a0. Exit code: 0 once every vCPU waits in wfi; a0 of an ecall with
@@ -131,10 +131,9 @@ async def run(vmmd: Client, screen: Screen, file: BinaryIO, raw: bool, **options
     JSON: {"ended_by": "halt", "exit", "death" or "timeout", "status", "message", "vcpus": [{"vcpu", "exit", "error"}],
     "instructions", "stray_exits", "console": base64}
     """
-    image = file.read()
     vm = await vmmd.kvm.create_vm(Path(file.name).name[:64] or None)
     try:
-        guest = await _set_up(vmmd, vm, image, file.name, options)
+        guest = await _set_up(vmmd, vm, file, options)
         text = ConsoleText()
         kept = bytearray()
 
@@ -171,8 +170,9 @@ async def run(vmmd: Client, screen: Screen, file: BinaryIO, raw: bool, **options
     return ending.status
 
 
-async def _set_up(vmmd: Client, vm: Vm, image: bytes, name: str, options: Mapping[str, Any]) -> Guest:
+async def _set_up(vmmd: Client, vm: Vm, file: Source, options: Mapping[str, Any]) -> Guest:
     """Give a VM memory, vCPUs and the image, and start it."""
+    image = file.data
     is_elf = image.startswith(b"\x7fELF")
     gpa = options["gpa"]
     if gpa is None:
@@ -186,7 +186,7 @@ async def _set_up(vmmd: Client, vm: Vm, image: bytes, name: str, options: Mappin
     if is_elf:
         entry = (await vm.load_elf(image)).entry
     else:
-        program = await vmmd.isa.assemble(source_text(image, name), gpa)
+        program = await vmmd.isa.assemble(file.text(), gpa)
         await vm.write_guest_memory(gpa, program.code)
         entry = gpa
     for number in range(options["vcpus"]):

@@ -8,7 +8,7 @@ import asyncio
 import functools
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,11 @@ class Session:
         url: the daemon's address.
         token: the bearer token for TCP, or None.
         timeout_s: how long each call may take, in seconds.
-        as_json: whether output is JSON.
     """
 
     url: str
     token: str | None
     timeout_s: float
-    as_json: bool
 
     @classmethod
     def of(cls, context: click.Context) -> "Session":
@@ -54,7 +52,6 @@ class Session:
             url=options.get("url") or default_url(),
             token=options.get("token") or _token(options.get("token_file")),
             timeout_s=options["timeout_s"],
-            as_json=bool(options.get("as_json")),
         )
 
     def connect(self) -> Client:
@@ -76,39 +73,50 @@ def _token(file: Path | None) -> str | None:
         raise CommandError(f"the token file {file} cannot be read: {error}", 2, kind="UsageError") from None
 
 
-def asks(
-    function: Callable[..., Coroutine[Any, Any, int | None]],
-) -> Callable[..., int]:
+Command = Callable[..., Coroutine[Any, Any, int | None]]
+
+
+def asks(function: Command) -> Callable[..., int]:
     """Make a command's callback of a coroutine function, and give the command `--json`.
 
     The function gets a connected client, a screen, and the command's parameters; what it returns is the exit code,
     None for 0.
     """
+    return asks_if(lambda **_: None)(function)
 
-    @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else.")
-    @click.pass_context
-    @functools.wraps(function)
-    def callback(context: click.Context, /, as_json: bool, **parameters: Any) -> int:
-        async def connected() -> int | None:
-            async with session.connect() as client:
-                return await function(client, screen, **parameters)
 
-        try:
-            session = Session.of(context)
-            screen = Screen(as_json=as_json or session.as_json)
-            return run(connected()) or 0
-        except VmmdError as error:
-            refused = command_error(error)
-        except OSError as error:
-            if isinstance(error, BrokenPipeError) or error.filename is None:
-                raise
-            refused = CommandError(f"{error.filename}: {error.strerror}", REFUSED, kind="OSError")
-        except CommandError as error:
-            refused = error
-        refused.as_json = as_json or bool(context.find_root().params.get("as_json"))
-        raise refused from None
+def asks_if(check: Callable[..., None]) -> Callable[[Command], Callable[..., int]]:
+    """Do as `asks`, behind a check of the parameters together, which raises a click.UsageError and asks nobody."""
 
-    return callback
+    def decorate(function: Command) -> Callable[..., int]:
+        @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else.")
+        @click.pass_context
+        @functools.wraps(function)
+        def callback(context: click.Context, /, as_json: bool, **parameters: Any) -> int:
+            check(**parameters)
+            as_json = as_json or bool(context.find_root().params.get("as_json"))
+            try:
+                session = Session.of(context)
+                return run(_connected(session, function, Screen(as_json=as_json), parameters)) or 0
+            except VmmdError as error:
+                refused = command_error(error)
+            except OSError as error:
+                if isinstance(error, BrokenPipeError) or error.filename is None:
+                    raise
+                refused = CommandError(f"{error.filename}: {error.strerror}", REFUSED, kind="OSError")
+            except CommandError as error:
+                refused = error
+            refused.as_json = as_json
+            raise refused from None
+
+        return callback
+
+    return decorate
+
+
+async def _connected(session: Session, function: Command, screen: Screen, parameters: Mapping[str, Any]) -> int | None:
+    async with session.connect() as client:
+        return await function(client, screen, **parameters)
 
 
 def run(main: Coroutine[Any, Any, int | None]) -> int | None:

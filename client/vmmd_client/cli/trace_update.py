@@ -20,7 +20,7 @@ from ..traces import Hole
 from ..vm import Vm
 from .numbers import SLOT, VM, SlotName
 from .screen import Screen, cell, duration, table
-from .session import asks
+from .session import asks_if
 from .slots import fields as slot_fields
 
 _VCPUS = 2
@@ -43,11 +43,16 @@ class Subject:
     slot: Memslot
 
 
+def _both_or_neither(vm: str | None, slot: SlotName | None, **_: object) -> None:
+    if (vm is None) != (slot is None):
+        raise click.UsageError("give a VM and one of its slots, or neither")
+
+
 @click.command()
 @click.argument("vm", type=VM, required=False)
 @click.argument("slot", type=SLOT, required=False)
 @click.option("--plain", "with_plain", is_flag=True, help="Also make a plain update of VM, which its guest can notice.")
-@asks
+@asks_if(_both_or_neither)
 async def trace_update(vmmd: Client, screen: Screen, vm: str | None, slot: SlotName | None, with_plain: bool) -> None:
     """Trace an update call by call: slot SLOT of VM is deleted and created again, which changes nothing in the end.
 
@@ -58,8 +63,6 @@ async def trace_update(vmmd: Client, screen: Screen, vm: str | None, slot: SlotN
     JSON: [{"mode", "vm", "slot", "pause_ns", "steps": [{"step", "call_ns", "generation", "held", "missing", "vcpus":
     {id: {"instructions", "stray_exits"}}}]}]
     """
-    if (vm is None) != (slot is None):
-        raise click.UsageError("give a VM and one of its slots, or neither")
     pictures: list[Picture] = []
     async with _subject(vmmd, vm, slot) as subject:
         regions = (deletion_of(subject.slot), subject.slot)

@@ -10,7 +10,7 @@ from ..connection import Client
 from ..memslots import MemFlag
 from .numbers import NUMBER, SIZE, VM, vm_argument
 from .screen import Screen, table
-from .session import asks
+from .session import asks, asks_if
 
 stray_option = click.option(
     "--mmio",
@@ -70,6 +70,13 @@ def ended_text(end: EndedVcpu) -> str:
     return f"vcpu {end.vcpu}: {data.exit_reason}{details}"
 
 
+def _memory_makes_sense(memory_size: int | None, reserve: int | None, **options: Any) -> None:
+    if memory_size is None and (reserve is not None or options["is_logged"] or options["gpa"]):
+        raise click.UsageError("--gpa, --reserve and --log say more about --memory, which is not given")
+    if reserve is not None and memory_size is not None and reserve < memory_size:
+        raise click.UsageError(f"--reserve {reserve:#x} is less than --memory {memory_size:#x}")
+
+
 @vm.command()
 @click.option("--name", metavar="NAME", help="A name for people; it need not be unique.")
 @click.option("--memory", "memory_size", type=SIZE, metavar="SIZE", help="Give it memory: slot 0, from --gpa on.")
@@ -82,17 +89,13 @@ def ended_text(end: EndedVcpu) -> str:
 @click.option("--irqchip", is_flag=True, help="Give it the in-kernel interrupt controller.")
 @click.option("--cooperative", is_flag=True, help="Its vCPUs run by `vmmctl vm advance` alone, the same each time.")
 @click.option("--seed", type=NUMBER, metavar="NUMBER", help="What decides the order in a cooperative VM.")
-@asks
+@asks_if(_memory_makes_sense)
 async def create(vmmd: Client, screen: Screen, name: str | None, **options: Any) -> None:
     """Create a VM, on wish with memory and vCPUs; where a step is refused, it is destroyed again.
 
     JSON: {"vm", "userspace_addr": "0x…" or null}
     """
     memory_size, reserve = options["memory_size"], options["reserve"]
-    if memory_size is None and (reserve is not None or options["is_logged"] or options["gpa"]):
-        raise click.UsageError("--gpa, --reserve and --log say more about --memory, which is not given")
-    if reserve is not None and memory_size is not None and reserve < memory_size:
-        raise click.UsageError(f"--reserve {reserve:#x} is less than --memory {memory_size:#x}")
     made = await vmmd.kvm.create_vm(
         name, execution="cooperative" if options["cooperative"] else None, seed=options["seed"]
     )

@@ -1,0 +1,134 @@
+"""What goes wrong before and around a call: one sentence, an exit code of its own, no traceback, JSON kept clean."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import TOKEN, Ctl
+
+
+def test_no_daemon_is_3_and_says_how_to_start_one(ctl: Ctl, tmp_path: Path) -> None:
+    said = ctl.refused("--url", f"unix://{tmp_path}/none.sock", "ping", code=3)
+    assert "vmmd serve" in said
+
+
+def test_a_url_that_is_none_is_3_and_says_what_would_be(ctl: Ctl) -> None:
+    assert "unix:///" in ctl.refused("--url", "nonsense", "vm", "list", code=3)
+
+
+def test_tcp_without_the_token_is_4_and_says_where_it_goes(ctl: Ctl, tmp_path: Path) -> None:
+    said = ctl.refused("--url", ctl.daemon.tcp, "ping", code=4)
+    assert "VMMD_TOKEN" in said
+    assert "--token-file" in said
+    assert ctl("--url", ctl.daemon.tcp, "ping", VMMD_TOKEN="wrong" * 4).exit_code == 4
+
+
+def test_the_token_is_taken_from_the_environment_or_a_file(ctl: Ctl, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN + "\n")
+    assert ctl("--url", ctl.daemon.tcp, "ping", VMMD_TOKEN=TOKEN).exit_code == 0
+    assert ctl("--url", ctl.daemon.tcp, "--token-file", str(file), "ping").exit_code == 0
+    assert "cannot be read" in ctl.refused("--token-file", str(tmp_path / "none"), "ping", code=2)
+
+
+def test_an_answer_that_does_not_come_is_5(ctl: Ctl, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(tmp_path / "deaf.sock"))
+        deaf.listen()
+        said = ctl.refused("--url", f"unix://{tmp_path}/deaf.sock", "--call-timeout", "0.05", "ping", code=5)
+    assert "did not answer within 0.05 s" in said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("slots", "vm999"),
+        ("stats", "vm999"),
+        ("vm", "destroy", "vm999"),
+        ("vm", "start", "vm999"),
+        ("dirty", "vm999"),
+        ("regs", "show", "vm999"),
+        ("kick", "vm999"),
+        ("memory", "read", "vm999", "0", "8"),
+        ("grow", "vm999", "0", "--by", "4K"),
+        ("trace-update", "vm999", "0"),
+    ],
+    ids=" ".join,
+)
+def test_an_unknown_vm_is_refused_by_every_command(ctl: Ctl, command: tuple[str, ...]) -> None:
+    assert "vm999" in ctl.refused(*command)
+
+
+def test_with_json_an_error_is_one_object_on_stderr_and_stdout_is_empty(ctl: Ctl) -> None:
+    for arguments in (("slots", "vm999", "--json"), ("--json", "slots", "vm999")):
+        result = ctl(*arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        error = json.loads(result.stderr)["error"]
+        assert (error["exit_code"], error["kind"], error["errno"]) == (1, "BadVm", "EBADF")
+        assert "vm999" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("memory", "read", "vm1", "0x", "1"), "'0x' is no size: write it as 4096, 0x1000 or 4K"),
+        (("memory", "read", "vm1", "12Q", "1"), "'12Q' is no size"),
+        (("memory", "read", "vm1", "-1", "1"), "No such option"),
+        (("memory", "read", "vm1", "0x1ffffffffffffffff", "1"), "more than 64 bits"),
+        (("memory", "read", "vm1", "16777216T", "1"), "more than 64 bits"),
+        (("vm", "advance", "vm1", "4K"), "'4K' is no number"),
+        (("vm", "create", "--vcpus", "1025"), "1025"),
+        (("vm", "create", "--log"), "--memory"),
+        (("vm", "create", "--memory", "2M", "--reserve", "1M"), "--reserve"),
+        (("dirty", "vm1", "--range", "4096"), "START:SIZE"),
+        (("dirty", "vm1", "--slot", "x"), "names no slot"),
+        (("regs", "set", "vm1", "0", "pc"), "NAME=VALUE"),
+        (("regs", "set", "vm1", "0", "pc=x"), "'x' is no number"),
+        (("memory", "write", "vm1", "0"), "one of --hex, --text and --file"),
+        (("memory", "write", "vm1", "0", "--hex", "1"), "hexadecimal"),
+        (("resume", "vm1"), "the name of a hold, or --raw"),
+        (("kick", "vm1", "--raw", "--hold", "a"), "raw kick has no name"),
+        (("call", "vm.get_stats", "vm"), "NAME=VALUE"),
+        (("trace-update", "vm1"), "or neither"),
+        (("run", "/nonexistent"), "/nonexistent"),
+        (("run", "/"), "/"),
+        (("frobnicate",), "No such command 'frobnicate'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_command_line_that_cannot_be_understood_is_2_and_asks_nobody(
+    ctl: Ctl, arguments: tuple[str, ...], says: str
+) -> None:
+    result = ctl(*arguments, VMMD_URL="unix:///nobody/listens/here")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert says in result.stderr
+
+
+def test_names_of_others_cannot_steer_the_terminal_nor_the_table(ctl: Ctl) -> None:
+    name = "\x1b[31m[bold]x\u202e\n\x9b"
+    vm = ctl.json("vm", "create", "--name", name)["vm"]
+    for command in (("vm", "list"), ("top", "--once", "--interval", "0.01")):
+        assert "\\x1b[31m[bold]x\\u202e\\n\\x9b" in ctl.text(*command)
+    (listed,) = [info for info in ctl.json("vm", "list") if info["vm"] == vm]
+    assert listed["name"] == name
+    ctl.text("vm", "destroy", vm)
+    assert "\x1b" not in ctl.refused("slots", "\x1b[31m")
+
+
+def test_a_reader_that_goes_away_ends_a_command_quietly_with_141(ctl: Ctl) -> None:
+    readable, writable = os.pipe()
+    os.close(readable)
+    with ctl.process("vm", "list", "--json", stdout=writable, stderr=subprocess.PIPE) as process:
+        os.close(writable)
+        assert process.communicate()[1] == b""
+    assert process.returncode == 141
+
+
+def test_colours_are_for_terminals_where_no_color_is_not_set(ctl: Ctl) -> None:
+    assert "\x1b" not in ctl.text("vm", "list")
