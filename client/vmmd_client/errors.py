@@ -7,30 +7,37 @@
     │   ├── ConnectError            nobody listens there, or the connection is refused
     │   ├── ConnectTimeout          no connection within its time
     │   ├── Disconnected            the connection ended before the answer was whole; the call may have been executed
+    │   │   └── ClientClosed            … by the client's own hand: nothing was sent
     │   ├── CallTimeout             no answer within its time; the call may have been executed
-    │   └── HttpRefused             an HTTP status instead of an answer: a missing token, a body that is too large
+    │   └── HttpRefused             an HTTP status instead of an answer: status, as 401 for a missing token
     ├── ProtocolError           what came back is no answer to what was asked
+    │   └── VersionMismatch         … of a KVM API that this library does not speak: daemon_version, library_version
     ├── PlanError               a transaction that cannot be meant; nothing was sent
-    │   └── UnsendableParam         … a parameter of a call that JSON has no text for
-    ├── TransactionRefused      the daemon refused a step of a transaction; its cause is the RpcError of that step
+    │   └── UnsendableParam         … a parameter of a call that JSON has no text for: method, parameter
+    ├── TransactionRefused      the daemon refused a step: step, what, rolled_back; its cause is that step's RpcError
     └── RpcError                the daemon answered with an error: code, message, data
-        └── KvmError                … and it is an errno: errno, ioctl
+        ├── UnknownMethod           -32601: the daemon is older than this library
+        ├── InvalidParams           -32602: it takes no such parameters
+        └── KvmError                an errno: errno, ioctl, rolled_back, index
             ├── AlreadyExists           EEXIST
             │   └── SlotOverlap             … of KVM_SET_USER_MEMORY_REGION
             ├── BadAddress              EFAULT
             ├── BadVm                   EBADF: no such VM or vCPU
             ├── Deadlock                EDEADLK
             ├── HoldConflict            EBUSY
-            ├── HoldFailed              ECANCELED: rolled_back
-            ├── Interrupted             EINTR
-            ├── InvalidArgument         EINVAL
+            ├── HoldFailed              ECANCELED: became
+            ├── Interrupted             EINTR: exit_reason, kicked
+            ├── InvalidArgument         EINVAL: line, column
             ├── KickTimeout             ETIMEDOUT
+            ├── LogsInRings             ENXIO
             ├── NoSuchSlot              ENOENT
             ├── OutOfMemory             ENOMEM
-            ├── StaleGeneration         ESTALE
+            ├── StaleGeneration         ESTALE: generation
             ├── TooBig                  E2BIG
+            ├── TooManyVms              EMFILE
             └── Unsupported             ENOTTY
 
+What a field cannot be read from (an older daemon, a call without one) is None, or False.
 No exception of asyncio, aiohttp or pydantic leaves the library; only a cancellation passes through as it is.
 """
 
@@ -38,7 +45,11 @@ No exception of asyncio, aiohttp or pydantic leaves the library; only a cancella
 
 import errno
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+from vmmd.api.errors import INVALID_PARAMS, METHOD_NOT_FOUND
+
+_T = TypeVar("_T")
 
 _RESERVED_CODES = range(-32768, -31999)
 
@@ -63,6 +74,10 @@ class Disconnected(TransportError):
     """The connection ended before the answer was whole. Whether the call was executed is not known."""
 
 
+class ClientClosed(Disconnected):
+    """This client was closed, so nothing was sent: connect anew."""
+
+
 class CallTimeout(TransportError):
     """No answer came within its time, and the connection was dropped. Whether the call was executed is not known."""
 
@@ -81,6 +96,23 @@ class HttpRefused(TransportError):
 
 class ProtocolError(VmmdError):
     """What came back is no answer to what was asked: another protocol, or another version of it."""
+
+
+class VersionMismatch(ProtocolError):
+    """The daemon speaks another version of the KVM API: install the library and the daemon of one release.
+
+    Attributes:
+        daemon_version: what the daemon gave for KVM_GET_API_VERSION.
+        library_version: what this library speaks.
+    """
+
+    def __init__(self, daemon_version: int, library_version: int) -> None:
+        super().__init__(
+            f"the daemon's KVM API version is {daemon_version} and this library speaks {library_version}; "
+            "install vmmd of one release on both sides"
+        )
+        self.daemon_version = daemon_version
+        self.library_version = library_version
 
 
 class PlanError(VmmdError):
@@ -117,6 +149,17 @@ class RpcError(VmmdError):
         self.data = data
 
 
+class UnknownMethod(RpcError):
+    """The daemon has no such method: it is of an older version than this library, or the name is misspelt."""
+
+    def __str__(self) -> str:
+        return f"{self.message} (a daemon of another version than this library? daemon.get_info tells; update it)"
+
+
+class InvalidParams(RpcError):
+    """The daemon refused the parameters before it looked at their meaning: a wrong type, an unknown name."""
+
+
 class KvmError(RpcError):
     """An ioctl failed. Nothing changed by it, except where `data` says so.
 
@@ -124,14 +167,20 @@ class KvmError(RpcError):
         errno: the errno's name, "EEXIST".
         ioctl: the ioctl that failed, or None where the method is none.
         rolled_back: whether a hold was undone by this answer.
+        index: which region of a list was refused, or None where the call has no list.
     """
 
     def __init__(self, code: int, message: str, data: Any = None) -> None:
         super().__init__(code, message, data)
-        fields = data if isinstance(data, Mapping) else {}
-        self.errno: str = fields.get("errno") or errno.errorcode.get(code, f"errno {code}")
-        self.ioctl: str | None = fields.get("ioctl")
-        self.rolled_back = bool(fields.get("rolled_back"))
+        self.errno: str = self._field("errno", str) or errno.errorcode.get(code, f"errno {code}")
+        self.ioctl = self._field("ioctl", str)
+        self.rolled_back = self._field("rolled_back", bool) or False
+        self.index = self._field("index", int)
+
+    def _field(self, name: str, kind: type[_T]) -> _T | None:
+        """Read a field of the error's data; None where it is not there, or of another type."""
+        value = self.data.get(name) if isinstance(self.data, Mapping) else None
+        return value if isinstance(value, kind) else None
 
     def __str__(self) -> str:
         return f"{self.errno}: {self.message}"
@@ -162,19 +211,51 @@ class HoldConflict(KvmError):
 
 
 class HoldFailed(KvmError):
-    """ECANCELED: the hold has failed or ended, or the VM was destroyed."""
+    """ECANCELED: the hold has failed or ended, or the VM was destroyed.
+
+    Attributes:
+        became: what became of a hold that has ended, in words; None where it is open and has failed.
+    """
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(code, message, data)
+        self.became = self._field("became", str)
 
 
 class Interrupted(KvmError):
-    """EINTR: KVM_RUN was interrupted."""
+    """EINTR: KVM_RUN was interrupted.
+
+    Attributes:
+        exit_reason: the exit reason that KVM_RUN left beside the errno, as "KVM_EXIT_INTR".
+        kicked: whether a raw kick did it: the vCPU runs again after the raw resume.
+    """
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(code, message, data)
+        self.exit_reason = self._field("exit_reason", str)
+        self.kicked = self._field("kicked", bool) or False
 
 
 class InvalidArgument(KvmError):
-    """EINVAL: an argument breaks a rule that the message names."""
+    """EINVAL: an argument breaks a rule that the message names.
+
+    Attributes:
+        line: the line of assembly source that is wrong, from 1; None where the call takes no source.
+        column: the column in it, from 1.
+    """
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(code, message, data)
+        self.line = self._field("line", int)
+        self.column = self._field("column", int)
 
 
 class KickTimeout(KvmError):
     """ETIMEDOUT: the turn, or the last vCPU, did not come within `wait_ms`. Nothing is held."""
+
+
+class LogsInRings(KvmError):
+    """ENXIO: the VM logs dirty pages in rings alone, so it has no bitmaps: harvest the rings."""
 
 
 class NoSuchSlot(KvmError):
@@ -186,11 +267,23 @@ class OutOfMemory(KvmError):
 
 
 class StaleGeneration(KvmError):
-    """ESTALE: the slot table has moved on since the generation that the call named."""
+    """ESTALE: the slot table has moved on since the generation that the call named.
+
+    Attributes:
+        generation: the one that it has now.
+    """
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(code, message, data)
+        self.generation = self._field("generation", int)
 
 
 class TooBig(KvmError):
     """E2BIG: an argument or an answer is over a limit that the message names."""
+
+
+class TooManyVms(KvmError):
+    """EMFILE: the daemon has as many VMs as its configuration allows; destroy one."""
 
 
 class Unsupported(KvmError):
@@ -224,18 +317,23 @@ _BY_ERRNO: Mapping[int, type[KvmError]] = {
     errno.EFAULT: BadAddress,
     errno.EINTR: Interrupted,
     errno.EINVAL: InvalidArgument,
+    errno.EMFILE: TooManyVms,
     errno.ENOENT: NoSuchSlot,
     errno.ENOMEM: OutOfMemory,
     errno.ENOTTY: Unsupported,
+    errno.ENXIO: LogsInRings,
     errno.ESTALE: StaleGeneration,
     errno.ETIMEDOUT: KickTimeout,
 }
 
 
+_BY_RESERVED_CODE: Mapping[int, type[RpcError]] = {METHOD_NOT_FOUND: UnknownMethod, INVALID_PARAMS: InvalidParams}
+
+
 def rpc_error(code: int, message: str, data: Any = None) -> RpcError:
     """Make the exception for a JSON-RPC error object: the class that its code has in the tree."""
     if code in _RESERVED_CODES or code <= 0:
-        return RpcError(code, message, data)
+        return _BY_RESERVED_CODE.get(code, RpcError)(code, message, data)
     kind = _BY_ERRNO.get(code, KvmError)
     error = kind(code, message, data)
     if kind is AlreadyExists and error.ioctl is not None and error.ioctl.startswith("KVM_SET_USER_MEMORY_REGION"):

@@ -3,17 +3,23 @@ import inspect
 
 import pytest
 
+from vmmd.api.methods import METHODS
 from vmmd_client import errors
 from vmmd_client.errors import (
     AlreadyExists,
     HoldConflict,
     HoldFailed,
+    Interrupted,
+    InvalidArgument,
+    InvalidParams,
     KickTimeout,
     KvmError,
     NoSuchSlot,
     RpcError,
     SlotOverlap,
     StaleGeneration,
+    TooManyVms,
+    UnknownMethod,
     VmmdError,
     rpc_error,
 )
@@ -28,8 +34,11 @@ from vmmd_client.errors import (
         (errno.ETIMEDOUT, KickTimeout),
         (errno.ENOENT, NoSuchSlot),
         (errno.EEXIST, AlreadyExists),
-        (errno.EMFILE, KvmError),
-        (-32601, RpcError),
+        (errno.EMFILE, TooManyVms),
+        (errno.ENOSPC, KvmError),
+        (-32601, UnknownMethod),
+        (-32602, InvalidParams),
+        (-32603, RpcError),
         (-32768, RpcError),
         (-32000, RpcError),
     ],
@@ -55,6 +64,39 @@ def test_error_data_of_any_shape_is_taken(data: object):
     error = rpc_error(errno.EINVAL, "why", data)
     assert isinstance(error, KvmError)
     assert (error.errno, error.ioctl, error.rolled_back, error.data) == ("EINVAL", None, False, data)
+
+
+def test_every_errno_of_the_method_table_has_a_class_of_its_own():
+    names = {name for method in METHODS.values() for name in method.all_errors}
+    kinds = {name: type(rpc_error(getattr(errno, name), "why", {"errno": name})) for name in names}
+    assert [name for name, kind in kinds.items() if kind is KvmError] == []
+    assert len(set(kinds.values())) == len(names)
+
+
+def test_the_numbers_of_an_errors_data_are_fields():
+    stale = rpc_error(errno.ESTALE, "why", {"errno": "ESTALE", "generation": 9})
+    interrupted = rpc_error(errno.EINTR, "why", {"errno": "EINTR", "exit_reason": "KVM_EXIT_MMIO", "kicked": True})
+    ended = rpc_error(errno.ECANCELED, "why", {"became": "was resumed", "rolled_back": True})
+    invalid = rpc_error(errno.EINVAL, "why", {"line": 3, "column": 5, "index": 2})
+    assert isinstance(stale, StaleGeneration)
+    assert stale.generation == 9
+    assert isinstance(interrupted, Interrupted)
+    assert (interrupted.exit_reason, interrupted.kicked) == ("KVM_EXIT_MMIO", True)
+    assert isinstance(ended, HoldFailed)
+    assert (ended.became, ended.rolled_back) == ("was resumed", True)
+    assert isinstance(invalid, InvalidArgument)
+    assert (invalid.line, invalid.column, invalid.index) == (3, 5, 2)
+
+
+@pytest.mark.parametrize("data", [None, {"generation": "9"}, ["generation"]])
+def test_a_field_that_cannot_be_read_is_none(data: object):
+    error = rpc_error(errno.ESTALE, "why", data)
+    assert isinstance(error, StaleGeneration)
+    assert error.generation is None
+
+
+def test_an_unknown_method_says_that_one_side_is_older():
+    assert "another version" in str(rpc_error(-32601, "there is no method vm.frobnicate"))
 
 
 def test_every_exception_stands_in_the_drawn_tree_in_its_place():
