@@ -4,6 +4,7 @@
 library asks a daemon and decides nothing in its place, and of vmmd itself it knows the wire contract alone.
 """
 
+from .address import Address
 from .channel import Batch, Reply
 from .connection import Client, connect, from_env
 from .errors import (
@@ -11,6 +12,7 @@ from .errors import (
     BadAddress,
     BadVm,
     CallTimeout,
+    ClientClosed,
     ConnectError,
     ConnectTimeout,
     Deadlock,
@@ -20,8 +22,10 @@ from .errors import (
     HttpRefused,
     Interrupted,
     InvalidArgument,
+    InvalidParams,
     KickTimeout,
     KvmError,
+    LogsInRings,
     NoSuchSlot,
     OutOfMemory,
     PlanError,
@@ -30,30 +34,40 @@ from .errors import (
     SlotOverlap,
     StaleGeneration,
     TooBig,
+    TooManyVms,
     TransactionRefused,
     TransportError,
+    UnknownMethod,
     UnsendableParam,
     Unsupported,
+    VersionMismatch,
     VmmdError,
 )
+from .events import Event, Events
+from .http import HttpTransport
 from .memslots import MemFlag, Memslot
 from .transaction import DirtyBitmap, Hold, Transaction, TransactionResult
-from .transport import HttpTransport, MemoryTransport, Transport
+from .transport import Link, MemoryTransport, Transport
 from .vcpu import Vcpu
 from .vm import SlotTable, Vm
+from .websocket import WebSocketTransport
 
 __all__ = [
+    "Address",
     "AlreadyExists",
     "BadAddress",
     "BadVm",
     "Batch",
     "CallTimeout",
     "Client",
+    "ClientClosed",
     "ConnectError",
     "ConnectTimeout",
     "Deadlock",
     "DirtyBitmap",
     "Disconnected",
+    "Event",
+    "Events",
     "Hold",
     "HoldConflict",
     "HoldFailed",
@@ -61,8 +75,11 @@ __all__ = [
     "HttpTransport",
     "Interrupted",
     "InvalidArgument",
+    "InvalidParams",
     "KickTimeout",
     "KvmError",
+    "Link",
+    "LogsInRings",
     "MemFlag",
     "MemoryTransport",
     "Memslot",
@@ -76,16 +93,20 @@ __all__ = [
     "SlotTable",
     "StaleGeneration",
     "TooBig",
+    "TooManyVms",
     "Transaction",
     "TransactionRefused",
     "TransactionResult",
     "Transport",
     "TransportError",
+    "UnknownMethod",
     "UnsendableParam",
     "Unsupported",
     "Vcpu",
+    "VersionMismatch",
     "Vm",
     "VmmdError",
+    "WebSocketTransport",
     "connect",
     "from_env",
 ]

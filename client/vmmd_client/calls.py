@@ -25,9 +25,12 @@ class ChangeOptions(TypedDict, total=False):
 
     Attributes:
         if_generation: refuse the call with StaleGeneration unless the slot table still has this generation.
+        request_id: the call's own name: the daemon gives a repeat of it the first success again, and does nothing
+            twice. Left out, the library makes one for each call, which covers its own repetitions.
     """
 
     if_generation: int
+    request_id: str
 
 
 class GateOptions(TypedDict, total=False):
@@ -323,6 +326,16 @@ def assemble(source: str, origin: int) -> Call[AssembleResult]:
 def disassemble(code: bytes, origin: int) -> Call[list[Line]]:
     """Write code as T64 source."""
     return _call("isa.disassemble", _whole, code=code, origin=origin)
+
+
+def subscribe(vm: str | None, since: int | None) -> Call[Any]:
+    """Have events come over the same WebSocket, those behind number `since` first."""
+    return Call(
+        "events.subscribe",
+        {k: v for k, v in {"vm": vm, "since": since}.items() if v is not None},
+        _whole,
+        checked=False,
+    )
 
 
 def get_info() -> Call[InfoResult]:

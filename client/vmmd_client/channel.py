@@ -1,17 +1,21 @@
 """What the resource objects talk through: calls in, values out, over one transport.
 
-A `Channel` sends a call, or a batch, gives each its finite time and turns the outcome into a value or an exception. It
-holds no state of any VM, so any number of tasks may use one.
+A `Channel` sends a call, or a batch, gives each its finite time and turns the outcome into a value or an exception.
+Where a connection fails and `retry` allows it, the question is sent again. It holds no state of any VM, so any number
+of callers may use one at once.
 """
 
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Generic, Self
 
 from . import calls
-from .errors import RpcError, VmmdError
-from .protocol import Call, Dialogue, Outcome, T
-from .transport import Transport
+from .errors import RpcError, TransportError, VmmdError
+from .protocol import Call, Dialogue, Outcome, Question, T
+from .retry import DEFAULT_ATTEMPTS, delays_s, may_repeat
+from .transport import Link, Transport
+from .waiting import sleep
 
 DEFAULT_TIMEOUT_S = 30.0
 """How long a call may take beyond what it asks the daemon itself to wait, in seconds."""
@@ -61,16 +65,24 @@ class Reply(Generic[T]):
 class Channel:
     """Sends calls over a transport."""
 
-    def __init__(self, transport: Transport, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self, transport: Transport, *, timeout_s: float = DEFAULT_TIMEOUT_S, attempts: int = DEFAULT_ATTEMPTS
+    ) -> None:
         """Take the transport, and the time for each call.
 
         Args:
             transport: what carries the bytes.
             timeout_s: how long a call may take, in seconds, beyond its own `wait_ms` or `timeout_ms`.
+            attempts: how often a call is sent at most, where a connection fails and `retry` allows it.
+
+        Raises:
+            ValueError: fewer than one attempt.
         """
         self._transport = transport
         self._timeout_s = timeout_s
-        self._dialogue = Dialogue()
+        self._attempts = attempts
+        self._delays_s = delays_s(attempts)
+        self.dialogue = Dialogue()
 
     async def send(self, call: Call[T]) -> T:
         """Send one call and give its value.
@@ -80,8 +92,8 @@ class Channel:
             ProtocolError: the answer is none.
             RpcError: the daemon answered with an error.
         """
-        question = self._dialogue.ask(call)
-        answer = await self._transport.exchange(question.body, self._timeout_s + call.allowed_wait_s)
+        question = self.dialogue.ask(call)
+        answer = await self._exchange(question, self._timeout_s + call.allowed_wait_s)
         reply = Reply(call)
         reply.settle(question.outcomes(answer)[0])
         return reply.result()
@@ -96,15 +108,39 @@ class Channel:
         """
         if not batch:
             return
-        question = self._dialogue.ask_batch([reply.call for reply in batch])
+        question = self.dialogue.ask_batch([reply.call for reply in batch])
         timeout_s = self._timeout_s + sum(reply.call.allowed_wait_s for reply in batch)
-        answer = await self._transport.exchange(question.body, timeout_s)
+        answer = await self._exchange(question, timeout_s)
         for reply, outcome in zip(batch, question.outcomes(answer), strict=True):
             reply.settle(outcome)
 
+    async def _exchange(self, question: Question, timeout_s: float) -> bytes:
+        """Send a question, again where that is safe, and all within the time of one."""
+        deadline = time.monotonic() + timeout_s
+        for delay_s in self._delays_s:
+            try:
+                return await self._transport.exchange(question, deadline - time.monotonic())
+            except TransportError as error:
+                if not may_repeat(question, error) or time.monotonic() + delay_s >= deadline:
+                    raise
+            await sleep(delay_s)
+        return await self._transport.exchange(question, deadline - time.monotonic())
+
+    async def link(self) -> Link:
+        """Open a WebSocket of one's own to the same daemon; see `Transport.link`."""
+        return await self._transport.link()
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a call may take, in seconds, beyond its own `wait_ms` or `timeout_ms`."""
+        return self._timeout_s
+
     def with_timeout(self, timeout_s: float) -> "Channel":
         """Give a channel over the same transport with another time for each call, in seconds."""
-        return Channel(self._transport, timeout_s=timeout_s)
+        channel = Channel(self._transport, timeout_s=timeout_s, attempts=self._attempts)
+        # One numbering for all: over a WebSocket an id is all that tells whose an answer is.
+        channel.dialogue = self.dialogue
+        return channel
 
     async def aclose(self) -> None:
         """Close the transport; idempotent."""

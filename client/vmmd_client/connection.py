@@ -5,6 +5,7 @@ any VMM does first, so that a daemon which is not there, or is another program, 
 call. Nothing runs in the background, and importing this does nothing.
 """
 
+import copy
 import os
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -13,11 +14,16 @@ from vmmd.api.isa import AssembleResult, Line
 from vmmd.api.system import InfoResult, VmInfo
 
 from . import calls
+from .address import Address
 from .channel import DEFAULT_TIMEOUT_S, Batch, Channel
-from .errors import ConnectError, ProtocolError
+from .errors import ConnectError, VersionMismatch
+from .events import Events
+from .http import HttpTransport
 from .protocol import Call, T
-from .transport import HttpTransport, Transport
+from .retry import DEFAULT_ATTEMPTS
+from .transport import Transport
 from .vm import Vm
+from .websocket import WebSocketTransport
 
 KVM_API_VERSION = 12
 """What KVM_GET_API_VERSION has given since 2007; a VMM refuses anything else."""
@@ -118,17 +124,32 @@ class Client:
         daemon: the daemon's own methods.
     """
 
-    def __init__(self, transport: Transport, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Take a transport: an `HttpTransport`, or a `MemoryTransport` in tests.
+    def __init__(
+        self, transport: Transport, *, timeout_s: float = DEFAULT_TIMEOUT_S, attempts: int = DEFAULT_ATTEMPTS
+    ) -> None:
+        """Take a transport, as `connect` does for a URL, and `testing.MemoryDaemon` for tests.
 
         Args:
             transport: what carries the bytes.
             timeout_s: how long each call may take, in seconds, beyond its own `wait_ms` or `timeout_ms`.
+            attempts: how often a call is sent at most, where a connection fails and a repetition is safe.
+
+        Raises:
+            ValueError: fewer than one attempt.
         """
-        self._channel = Channel(transport, timeout_s=timeout_s)
+        self._use(Channel(transport, timeout_s=timeout_s, attempts=attempts))
+
+    def _use(self, channel: Channel) -> None:
+        self._channel = channel
         self.kvm = Kvm(self._channel)
         self.isa = Isa(self._channel)
         self.daemon = Daemon(self._channel)
+
+    def with_timeout(self, timeout_s: float) -> "Client":
+        """Give a client over the same connections whose calls may take `timeout_s` seconds each; close either."""
+        client = copy.copy(self)
+        client._use(self._channel.with_timeout(timeout_s))
+        return client
 
     def vm(self, vm: str) -> Vm:
         """Name a VM by its id; whether it exists is for the first call to tell."""
@@ -150,6 +171,18 @@ class Client:
         """Collect calls that go in one round trip: `async with vmmd.batch() as batch`."""
         return Batch(self._channel)
 
+    def events(self, vm: str | None = None, since: int | None = None) -> Events:
+        """Iterate over what happens in the daemon: `async for event in vmmd.events()`.
+
+        It goes on across lost connections, and shows where events are missing. As a block (`async with vmmd.events() as
+        events`) it subscribes on entering, before the calls in the block cause anything.
+
+        Args:
+            vm: the id of the one VM whose events are wanted; None: all.
+            since: the number of an event: those behind it come first. None: only what happens from now on.
+        """
+        return Events(self._channel, vm, since)
+
     async def aclose(self) -> None:
         """Close every connection; idempotent. `async with` does it."""
         await self._channel.aclose()
@@ -158,7 +191,7 @@ class Client:
         try:
             version = await self.kvm.get_api_version()
             if version != KVM_API_VERSION:
-                raise ProtocolError(f"the daemon's KVM API version is {version}; this library speaks {KVM_API_VERSION}")
+                raise VersionMismatch(version, KVM_API_VERSION)
         except BaseException:
             await self.aclose()
             raise
@@ -170,18 +203,25 @@ class Client:
         await self.aclose()
 
 
-def connect(url: str, *, token: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S) -> Client:
+def connect(
+    url: str, *, token: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S, attempts: int = DEFAULT_ATTEMPTS
+) -> Client:
     """Make a client for a daemon's address; `async with` connects it.
 
     Args:
-        url: "unix:///run/vmmd.sock", or "http://127.0.0.1:8080".
+        url: "unix:///run/vmmd.sock" or "http://127.0.0.1:8471"; for one WebSocket in place of HTTP,
+            "ws+unix:///run/vmmd.sock" or "ws://127.0.0.1:8471" (see `address` and `websocket`).
         token: the bearer token that TCP wants.
-        timeout_s: how long each call may take, in seconds, beyond its own `wait_ms` or `timeout_ms`.
+        timeout_s: how long each call may take, in seconds, beyond its own `wait_ms` or `timeout_ms`; `with_timeout` of
+            a client, VM or vCPU gives a handle with another time.
+        attempts: how often a call is sent at most, where a connection fails and a repetition is safe (see `retry`).
 
     Raises:
         ConnectError: the URL has another form; or, on entering, nobody listens there.
+        ValueError: fewer than one attempt.
     """
-    return Client(HttpTransport(url, token), timeout_s=timeout_s)
+    transport = WebSocketTransport(url, token) if Address.parse(url).websocket else HttpTransport(url, token)
+    return Client(transport, timeout_s=timeout_s, attempts=attempts)
 
 
 def from_env() -> Client:

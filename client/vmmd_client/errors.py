@@ -6,7 +6,7 @@
     ├── TransportError          the daemon was not reached, or its answer did not come
     │   ├── ConnectError            nobody listens there, or the connection is refused
     │   ├── ConnectTimeout          no connection within its time
-    │   ├── Disconnected            the connection ended before the answer was whole; the call may have been executed
+    │   ├── Disconnected            the connection ended before the answer was whole: close_code; perhaps executed
     │   │   └── ClientClosed            … by the client's own hand: nothing was sent
     │   ├── CallTimeout             no answer within its time; the call may have been executed
     │   └── HttpRefused             an HTTP status instead of an answer: status, as 401 for a missing token
@@ -71,7 +71,15 @@ class ConnectTimeout(TransportError):
 
 
 class Disconnected(TransportError):
-    """The connection ended before the answer was whole. Whether the call was executed is not known."""
+    """The connection ended before the answer was whole. Whether the call was executed is not known.
+
+    Attributes:
+        close_code: the code with which the daemon closed a WebSocket, as 1009 for a message that is too large; or None.
+    """
+
+    def __init__(self, message: str, close_code: int | None = None) -> None:
+        super().__init__(message)
+        self.close_code = close_code
 
 
 class ClientClosed(Disconnected):

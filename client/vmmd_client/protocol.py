@@ -3,12 +3,16 @@
 A `Call` is one method with its parameters and the knowledge of what its result is. `Dialogue` numbers the calls and
 gives a `Question` for one call or for a batch: the bytes to send, and the reading of the bytes that come back. An
 answer is matched by id, and whatever does not fit what was asked is a ProtocolError: nothing is guessed.
+
+A call that changes something is given a `request_id` where its method takes one. The daemon gives a repeat of it the
+first success again and does nothing twice, so a question whose answer was lost may be sent again.
 """
 
 import itertools
 import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
@@ -43,6 +47,21 @@ class Call(Generic[T_co]):
         waits = (self.params.get(name) for name in ("wait_ms", "timeout_ms"))
         # What is no number is for the daemon to refuse.
         return sum(wait for wait in waits if isinstance(wait, int)) / 1000
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether sending it twice does no more than sending it once: a read, or a change with a `request_id`."""
+        method = METHODS.get(self.method)
+        return "request_id" in self.params or (method is not None and not method.changes)
+
+    def with_request_id(self, request_id: str) -> "Call[T_co]":
+        """Give the call with a name of its own, where its method takes one and it has none.
+
+        A call that was made by `calls.raw` stays as its maker wrote it.
+        """
+        if not self.checked or self.is_repeatable or "request_id" not in METHODS[self.method].params.model_fields:
+            return self
+        return replace(self, params={**self.params, "request_id": request_id})
 
     def value(self, result: Any) -> T_co:
         """Make the caller's value of a result.
@@ -79,11 +98,13 @@ class Question:
         body: the bytes to send.
         ids: the calls' ids, in their order.
         is_batch: whether the body is an array.
+        is_repeatable: whether it may be sent again when its answer was lost.
     """
 
     body: bytes
     ids: tuple[int, ...]
     is_batch: bool
+    is_repeatable: bool
 
     def outcomes(self, body: bytes) -> list[Outcome]:
         """Read the answer: an outcome for each call, in the calls' order.
@@ -128,8 +149,8 @@ class Dialogue:
         Raises:
             UnsendableParam: JSON has no text for a parameter.
         """
-        call_id = next(self._ids)
-        return Question(_request(call, call_id), (call_id,), is_batch=False)
+        call_id, call = next(self._ids), call.with_request_id(secrets.token_urlsafe(12))
+        return Question(_request(call, call_id), (call_id,), is_batch=False, is_repeatable=call.is_repeatable)
 
     def ask_batch(self, calls: Sequence[Call[Any]]) -> Question:
         """Give the question of a batch of at least one call; JSON-RPC has no empty batch.
@@ -139,9 +160,11 @@ class Dialogue:
         """
         if not calls:
             raise ValueError("a batch has at least one call")
-        ids = tuple(next(self._ids) for _ in calls)
-        body = b",".join(_request(call, call_id) for call, call_id in zip(calls, ids, strict=True))
-        return Question(b"[" + body + b"]", ids, is_batch=True)
+        named = [call.with_request_id(secrets.token_urlsafe(12)) for call in calls]
+        ids = tuple(next(self._ids) for _ in named)
+        body = b",".join(_request(call, call_id) for call, call_id in zip(named, ids, strict=True))
+        is_repeatable = all(call.is_repeatable for call in named)
+        return Question(b"[" + body + b"]", ids, is_batch=True, is_repeatable=is_repeatable)
 
 
 def _request(call: Call[Any], call_id: int) -> bytes:

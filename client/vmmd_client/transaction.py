@@ -9,7 +9,6 @@ generation that the one before it left, and end at the first that is refused. Th
 behind a refused entry, and what another client has changed can make a later entry's generation right again.
 """
 
-import asyncio
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from .errors import (
 from .memslots import Memslot
 from .plan import Draft, Fetch, Plan, Step
 from .protocol import Call
+from .waiting import try_to_its_end
 
 if TYPE_CHECKING:
     from .vm import SlotTable, Vm
@@ -220,16 +220,6 @@ def _dirty(plan: Plan, steps: list[Reply[Any]]) -> tuple[DirtyBitmap, ...]:
     )
 
 
-# The event loop alone does not keep a task alive: here are those that go on when whoever started them was cancelled.
-_given_back: set[asyncio.Task[ResumeResult]] = set()
-
-
-def _forget(resume: asyncio.Task[ResumeResult]) -> None:
-    _given_back.discard(resume)
-    if not resume.cancelled():
-        resume.exception()  # read, so that the event loop does not complain of it
-
-
 class Hold:
     """A hold for those who order the calls themselves: `async with vm.hold() as hold`.
 
@@ -293,10 +283,7 @@ class Hold:
     async def _give_back(self) -> None:
         """Resume the hold if it is open; a further cancellation ends the wait alone, and no error of it is told."""
         channel = self._channel.with_timeout(_GIVE_BACK_S)
-        resume = asyncio.create_task(channel.send(calls.resume_all_kicked_vcpus(self._vm.id, self.name)))
-        _given_back.add(resume)
-        resume.add_done_callback(_forget)
-        await asyncio.wait({resume})
+        await try_to_its_end(lambda: channel.send(calls.resume_all_kicked_vcpus(self._vm.id, self.name)))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -22,6 +22,10 @@ class Vcpu:
         self.vm_id = vm
         self.id = vcpu
 
+    def with_timeout(self, timeout_s: float) -> "Vcpu":
+        """Give a handle on the same vCPU whose calls may take `timeout_s` seconds each."""
+        return Vcpu(self._channel.with_timeout(timeout_s), self.vm_id, self.id)
+
     async def run(
         self, data: bytes | None = None, *, timeout_ms: int | None = None, **options: Unpack[ChangeOptions]
     ) -> RunResult:

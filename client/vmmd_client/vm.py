@@ -14,11 +14,13 @@ from vmmd.api.memslots import RegionListResult
 from vmmd.api.vcpus import StatsResult
 
 from . import calls
-from .calls import ChangeOptions, GatedChangeOptions, GateOptions
+from .calls import ChangeOptions, GatedChangeOptions
 from .channel import Channel
+from .events import Events
 from .memslots import Memslot, SlotMap, with_call
 from .transaction import DEFAULT_WAIT_MS, Hold, Transaction
 from .vcpu import Vcpu
+from .vm_memory import VmMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +36,13 @@ class SlotTable:
     slots: SlotMap
 
 
-class Vm:
+class Vm(VmMemory):
     """One VM. `slot_table` is fetched once and kept up to date by this handle's own changes."""
 
     def __init__(self, channel: Channel, vm: str) -> None:
         """Name a VM; whether it exists is for the first call to tell."""
-        self._channel = channel
+        super().__init__(channel, vm)
         self._table: SlotTable | None = None
-        self.id = vm
 
     def vcpu(self, vcpu: int) -> Vcpu:
         """Name one of the VM's vCPUs."""
@@ -50,67 +51,6 @@ class Vm:
     def with_timeout(self, timeout_s: float) -> "Vm":
         """Give a handle on the same VM whose calls may take `timeout_s` seconds each."""
         return Vm(self._channel.with_timeout(timeout_s), self.id)
-
-    # Host memory: the userspace mappings that memslots point into.
-
-    async def map_host_memory(
-        self, size: int, name: str | None = None, *, sparse: bool | None = None, **options: Unpack[GatedChangeOptions]
-    ) -> int:
-        """Map zeroed host memory and give its userspace address.
-
-        Args:
-            size: bytes, whole pages.
-            name: a name for people.
-            sparse: count only the pages that are touched against the limits, and not the size.
-            **options: see `calls.GatedChangeOptions`.
-
-        Raises:
-            InvalidArgument: the size is 0 or not of whole pages.
-            OutOfMemory: over the VM's or the daemon's limit.
-        """
-        return await self._channel.send(calls.map_host_memory(self.id, size, name, sparse, **options))
-
-    async def unmap_host_memory(self, userspace_addr: int, size: int, **options: Unpack[GatedChangeOptions]) -> None:
-        """Unmap whole pages; once it has returned no vCPU reaches them.
-
-        Raises:
-            InvalidArgument: not whole pages.
-        """
-        await self._channel.send(calls.unmap_host_memory(self.id, userspace_addr, size, **options))
-
-    async def read_host_memory(self, userspace_addr: int, length: int, **options: Unpack[GateOptions]) -> bytes:
-        """Read `length` bytes by their userspace address.
-
-        Raises:
-            BadAddress: a page is not mapped.
-        """
-        return await self._channel.send(calls.read_host_memory(self.id, userspace_addr, length, **options))
-
-    async def write_host_memory(self, userspace_addr: int, data: bytes, **options: Unpack[GatedChangeOptions]) -> None:
-        """Write bytes by their userspace address; marks no page dirty.
-
-        Raises:
-            BadAddress: a page is not mapped; nothing was written.
-        """
-        await self._channel.send(calls.write_host_memory(self.id, userspace_addr, data, **options))
-
-    async def read_guest_memory(self, guest_phys_addr: int, length: int, **options: Unpack[GateOptions]) -> bytes:
-        """Read `length` bytes through the memslots.
-
-        Raises:
-            BadAddress: a part of the range has no memory.
-        """
-        return await self._channel.send(calls.read_guest_memory(self.id, guest_phys_addr, length, **options))
-
-    async def write_guest_memory(
-        self, guest_phys_addr: int, data: bytes, **options: Unpack[GatedChangeOptions]
-    ) -> None:
-        """Write bytes through the memslots; marks pages dirty where the slot logs.
-
-        Raises:
-            BadAddress: a part of the range has no memory, or is read-only; nothing was written.
-        """
-        await self._channel.send(calls.write_guest_memory(self.id, guest_phys_addr, data, **options))
 
     # Memslots and their dirty log.
 
@@ -393,6 +333,10 @@ class Vm:
     async def get_stats(self) -> StatsResult:
         """Give the counters, summed over the VM's vCPUs."""
         return await self._channel.send(calls.get_vm_stats(self.id))
+
+    def events(self, since: int | None = None) -> Events:
+        """Iterate over what happens in this VM; see `Client.events`."""
+        return Events(self._channel, self.id, since)
 
     async def destroy(self) -> None:
         """Destroy the VM; whoever waits for anything in it gets HoldFailed."""

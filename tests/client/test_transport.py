@@ -1,7 +1,6 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -18,44 +17,11 @@ from vmmd_client import (
     connect,
     from_env,
 )
+from vmmd_client.protocol import Dialogue
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+from .web_server import Server
+
 TOKEN = "a token of the tests"  # noqa: S105
-
-
-class Server:
-    """An aiohttp server on a UNIX socket and on TCP, with a handler that a test chooses."""
-
-    def __init__(self, socket_path: Path) -> None:
-        self.handler: Handler = self.echo_version
-        self.unix_url = f"unix://{socket_path}"
-        self.tcp_url = ""
-        self.asked: list[web.Request] = []
-        self.connections: set[object] = set()
-
-    async def echo_version(self, request: web.Request) -> web.Response:
-        asked = await request.json()
-        return web.json_response({"jsonrpc": "2.0", "id": asked["id"], "result": 12})
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(request)
-        self.connections.add(request.transport)
-        return await self.handler(request)
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
-    server = Server(tmp_path / "socket")
-    app = web.Application()
-    app.router.add_post("/rpc", server.answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.UnixSite(runner, str(tmp_path / "socket")).start()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    server.tcp_url = f"http://127.0.0.1:{runner.addresses[1][1]}"
-    yield server
-    await runner.cleanup()
 
 
 async def test_a_unix_socket_is_asked_by_post_as_json(server: Server):
@@ -205,7 +171,7 @@ async def test_the_answer_to_a_cancelled_call_reaches_nobody(server: Server):
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        server.handler = server.echo_version
+        server.handler = server.post_answer
         release.set()
         assert [await vmmd.kvm.get_api_version() for _ in range(3)] == [12, 12, 12]
     assert len(server.connections) == 2
@@ -224,11 +190,12 @@ async def test_many_calls_at_once_get_each_its_own_answer(server: Server):
 
 async def test_closing_twice_is_closing_once_and_a_closed_client_says_so(server: Server):
     transport = HttpTransport(server.unix_url)
-    await transport.exchange(b'{"jsonrpc":"2.0","id":1,"method":"x","params":{}}', 1.0)
+    question = Dialogue().ask(calls.get_api_version())
+    await transport.exchange(question, 1.0)
     await transport.aclose()
     await transport.aclose()
     with pytest.raises(Disconnected, match="closed"):
-        await transport.exchange(b"{}", 1.0)
+        await transport.exchange(question, 1.0)
 
 
 async def test_leaving_the_block_by_an_exception_closes_the_connection(server: Server):

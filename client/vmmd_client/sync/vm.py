@@ -1,0 +1,331 @@
+"""A VM as an object: one typed method for each method of the wire.
+
+A `Vm` holds the VM's id and the slot table as far as its own calls have taught it. It owns nothing in the daemon: a
+handle that is dropped destroys nothing.
+"""
+
+# Made of ../vm.py by `python -m tests.client.twin`: change that one.
+
+from collections.abc import Iterable
+from typing import Literal, Unpack
+
+from vmmd.api.holds import KickResult, ResumeResult
+from vmmd.api.machine import AdvanceResult, ConsoleResult, LoadElfResult
+from vmmd.api.memslots import RegionListResult
+from vmmd.api.vcpus import StatsResult
+
+from .. import calls
+from ..calls import ChangeOptions, GatedChangeOptions
+from ..memslots import Memslot, SlotMap, with_call
+from ..transaction import DEFAULT_WAIT_MS
+from ..vm import SlotTable
+from .channel import Channel
+from .events import Events
+from .transaction import Hold, Transaction
+from .vcpu import Vcpu
+from .vm_memory import VmMemory
+
+
+class Vm(VmMemory):
+    """One VM. `slot_table` is fetched once and kept up to date by this handle's own changes."""
+
+    def __init__(self, channel: Channel, vm: str) -> None:
+        """Name a VM; whether it exists is for the first call to tell."""
+        super().__init__(channel, vm)
+        self._table: SlotTable | None = None
+
+    def vcpu(self, vcpu: int) -> Vcpu:
+        """Name one of the VM's vCPUs."""
+        return Vcpu(self._channel, self.id, vcpu)
+
+    def with_timeout(self, timeout_s: float) -> "Vm":
+        """Give a handle on the same VM whose calls may take `timeout_s` seconds each."""
+        return Vm(self._channel.with_timeout(timeout_s), self.id)
+
+    # Memslots and their dirty log.
+
+    def set_user_memory_region(
+        self,
+        slot: int,
+        *,
+        guest_phys_addr: int,
+        memory_size: int,
+        userspace_addr: int,
+        flags: int = 0,
+        **options: Unpack[GatedChangeOptions],
+    ) -> int:
+        """KVM_SET_USER_MEMORY_REGION: create, move, re-flag, or with size 0 delete one memslot.
+
+        Returns:
+            The slot table's generation behind the call.
+
+        Raises:
+            InvalidArgument: a field breaks a rule that the message names.
+            SlotOverlap: the range overlaps another slot's.
+        """
+        region = Memslot(slot, int(flags), guest_phys_addr, memory_size, userspace_addr)
+        generation = self._channel.send(calls.set_user_memory_region(self.id, region, **options))
+        if self._table is not None:
+            if self._table.generation + 1 == generation:
+                self.know_slot_table(generation, with_call(self._table.slots, region))
+            elif self._table.generation != generation:
+                self.forget_slot_table()
+        return generation
+
+    def set_user_memory_region_list(
+        self, regions: Iterable[Memslot], *, dry_run: bool = False, **options: Unpack[GatedChangeOptions]
+    ) -> RegionListResult:
+        """Make several changes one, all or nothing, in a hold of its own unless it is given one.
+
+        Args:
+            regions: the changes, in their order; a size of 0 deletes, and an id may occur twice.
+            dry_run: check everything, and change nothing.
+            **options: see `calls.GatedChangeOptions`.
+
+        Raises:
+            InvalidArgument: a field breaks a rule; the error's data has the change's `index`.
+            SlotOverlap: a range overlaps another slot's.
+        """
+        self.forget_slot_table()
+        call = calls.set_user_memory_region_list(self.id, regions, dry_run=dry_run, **options)
+        return self._channel.send(call)
+
+    def get_memory_regions(self) -> SlotTable:
+        """Fetch the slot table from the daemon."""
+        reply = self._channel.send(calls.get_memory_regions(self.id))
+        slots = {
+            region.slot: Memslot(
+                region.slot, region.flags, region.guest_phys_addr, region.memory_size, region.userspace_addr
+            )
+            for region in reply.regions
+        }
+        self._table = SlotTable(reply.generation, slots)
+        return self._table
+
+    def slot_table(self) -> SlotTable:
+        """Give the slot table as this handle knows it; fetched where it does not.
+
+        Another client's changes are not seen here; a transaction notices them by the generation, raises
+        StaleGeneration, and the next call of this method fetches anew.
+        """
+        return self._table if self._table is not None else self.get_memory_regions()
+
+    def know_slot_table(self, generation: int, slots: SlotMap) -> None:
+        """Take the table that a change of this handle's has left."""
+        self._table = SlotTable(generation, slots)
+
+    def forget_slot_table(self) -> None:
+        """Have the next `slot_table` fetch."""
+        self._table = None
+
+    def get_dirty_log(
+        self,
+        slot: int,
+        *,
+        first_page: int | None = None,
+        num_pages: int | None = None,
+        **options: Unpack[GatedChangeOptions],
+    ) -> bytes:
+        """KVM_GET_DIRTY_LOG: fetch a slot's dirty bitmap (and clear it, in KVM's default mode).
+
+        Args:
+            slot: the slot's id.
+            first_page: the first page, a multiple of 64; with `num_pages` it takes a part of a large bitmap.
+            num_pages: how many pages, a multiple of 64 or up to the slot's end.
+            **options: see `calls.GatedChangeOptions`.
+
+        Returns:
+            The bitmap: bit j of byte k is page 8k+j, in whole 64-bit words.
+
+        Raises:
+            NoSuchSlot: there is no such slot, or it does not log.
+            TooBig: take it in parts.
+        """
+        return self._channel.send(calls.get_dirty_log(self.id, slot, first_page, num_pages, **options))
+
+    def clear_dirty_log(
+        self, slot: int, first_page: int, num_pages: int, bitmap: bytes, **options: Unpack[GatedChangeOptions]
+    ) -> None:
+        """KVM_CLEAR_DIRTY_LOG: clear the bits that `bitmap` has set, from `first_page` on.
+
+        Raises:
+            InvalidArgument: not whole words of 64 pages, or beyond the slot.
+            NoSuchSlot: there is no such slot, or it does not log.
+        """
+        self._channel.send(calls.clear_dirty_log(self.id, slot, first_page, num_pages, bitmap, **options))
+
+    def enable_cap(self, cap: str, args: Iterable[int] = (), **options: Unpack[ChangeOptions]) -> None:
+        """KVM_ENABLE_CAP.
+
+        Args:
+            cap: "KVM_CAP_…".
+            args: up to four 64-bit arguments.
+            **options: see `calls.ChangeOptions`.
+
+        Raises:
+            InvalidArgument: no such capability, or one that cannot be switched on.
+            HoldConflict: a hold is open.
+        """
+        self._channel.send(calls.enable_cap(self.id, cap, args, **options))
+
+    def reset_dirty_rings(self, **options: Unpack[ChangeOptions]) -> int:
+        """KVM_RESET_DIRTY_RINGS: harvested entries are free again, and the next store to their pages is logged.
+
+        Returns:
+            How many entries, of all vCPUs.
+
+        Raises:
+            InvalidArgument: the VM has no dirty rings.
+            HoldConflict: a hold is open.
+        """
+        return self._channel.send(calls.reset_dirty_rings(self.id, **options))
+
+    # Kick and resume.
+
+    def kick_all_running_vcpus(
+        self,
+        hold: str | None = None,
+        *,
+        wait_ms: int | None = None,
+        lease_ms: int | None = None,
+        **options: Unpack[ChangeOptions],
+    ) -> KickResult:
+        """Open a hold of a name of one's own, or renew it; without a name, kick as it was proposed.
+
+        Args:
+            hold: the hold's name; None: every KVM_RUN ends with EINTR until the raw resume.
+            wait_ms: how long the kick waits for its turn and for the vCPUs; left out: the daemon's setting.
+            lease_ms: for how long the hold stays open without a renewal; left out: the daemon's setting.
+            **options: see `calls.ChangeOptions`.
+
+        Raises:
+            KickTimeout: the turn or the vCPUs did not come in time.
+            HoldFailed: the name has failed or ended.
+            StaleGeneration: the slot table has moved on since `if_generation`.
+        """
+        return self._channel.send(calls.kick_all_running_vcpus(self.id, hold, wait_ms, lease_ms, **options))
+
+    def resume_all_kicked_vcpus(self, hold: str | None = None) -> ResumeResult:
+        """KVM_RESUME_ALL_KICKED_VCPUS: end the hold.
+
+        Raises:
+            KvmError: the hold had failed; the first error inside it, and all is rolled back.
+            HoldFailed: the hold has ended already.
+        """
+        return self._channel.send(calls.resume_all_kicked_vcpus(self.id, hold))
+
+    def hold(self, *, wait_ms: int = DEFAULT_WAIT_MS, lease_ms: int | None = None) -> Hold:
+        """Open a hold for a block: `with vm.hold() as hold`.
+
+        Args:
+            wait_ms: how long to wait for its turn, in milliseconds.
+            lease_ms: for how long it stays open without `Hold.renew`, in milliseconds; None: the daemon's setting.
+        """
+        return Hold(self, self._channel, wait_ms=wait_ms, lease_ms=lease_ms)
+
+    def transaction(self, *, hold: bool = False, wait_ms: int = DEFAULT_WAIT_MS) -> Transaction:
+        """Collect changes of the memory map and make them one: `with vm.transaction() as t`.
+
+        Args:
+            hold: True takes a hold also where no vCPU could see the difference; all or nothing then holds there too.
+            wait_ms: how long to wait for a turn, in milliseconds.
+
+        Raises (when the block ends):
+            StaleGeneration: somebody else has changed the map meanwhile; nothing was done, start over.
+            KickTimeout: the turn did not come; nothing was done.
+            TransactionRefused: the daemon refused a step; the error says which, and what stands.
+        """
+        return Transaction(self, self._channel, hold=hold, wait_ms=wait_ms)
+
+    # vCPUs and the run loop.
+
+    def create_irqchip(self, **options: Unpack[ChangeOptions]) -> None:
+        """Add the in-kernel interrupt controller (KVM_CREATE_IRQCHIP), before the first vCPU.
+
+        Raises:
+            AlreadyExists: There is one.
+            InvalidArgument: There are vCPUs already.
+        """
+        self._channel.send(calls.create_irqchip(self.id, **options))
+
+    def create_vcpu(self, vcpu: int, **options: Unpack[ChangeOptions]) -> Vcpu:
+        """KVM_CREATE_VCPU.
+
+        Raises:
+            AlreadyExists: the id is taken.
+            InvalidArgument: over the limit.
+        """
+        return self.vcpu(self._channel.send(calls.create_vcpu(self.id, vcpu, **options)))
+
+    def start(self, mmio: Literal["stop", "ones"] = "stop", **options: Unpack[ChangeOptions]) -> None:
+        """Start a run loop a vCPU, which calls KVM_RUN for good and serves the console.
+
+        Args:
+            mmio: what a stray MMIO exit does: "stop" ends that vCPU's loop, "ones" has loads read all ones.
+            **options: see `calls.ChangeOptions`.
+
+        Raises:
+            HoldConflict: the loops run already.
+        """
+        self._channel.send(calls.start(self.id, mmio, **options))
+
+    def advance(
+        self,
+        instructions: int,
+        *,
+        mmio: Literal["stop", "ones"] | None = None,
+        wait_ms: int | None = None,
+        **options: Unpack[ChangeOptions],
+    ) -> AdvanceResult:
+        """Let a cooperative VM go on for so many retired instructions, in the order that its seed decides.
+
+        Args:
+            instructions: how many, of all vCPUs; a long advance wants a handle `with_timeout`.
+            mmio: what a stray MMIO exit does meanwhile, as of `start`; left out: "stop".
+            wait_ms: how long to wait while the VM is held or advanced; left out: not at all.
+            **options: see `calls.ChangeOptions`.
+
+        Raises:
+            InvalidArgument: the VM is parallel.
+            HoldConflict: it is held, or being advanced.
+        """
+        return self._channel.send(calls.advance(self.id, instructions, mmio, wait_ms, **options))
+
+    def stop(self, **options: Unpack[ChangeOptions]) -> None:
+        """End all run loops, and an advance; idempotent."""
+        self._channel.send(calls.stop(self.id, **options))
+
+    def load_elf(self, data: bytes, vcpu: int | None = None, **options: Unpack[GatedChangeOptions]) -> LoadElfResult:
+        """Load an ELF64 executable for RISC-V through the memslots, all of it or nothing.
+
+        Args:
+            data: the file, compiled with -march=rv64ima_zicsr_zifencei -mabi=lp64 and linked statically.
+            vcpu: the id of the vCPU whose pc becomes the entry; left out: none's.
+            **options: see `calls.GatedChangeOptions`.
+
+        Returns:
+            The entry, and the addresses of functions, objects and labels by their names.
+
+        Raises:
+            InvalidArgument: the file is no such executable; the message and the data say which part of it is wrong.
+            BadAddress: a part of a segment has no memory, or is read-only.
+            BadVm: there is no such vCPU.
+            TooBig: the symbols do not fit in the answer.
+        """
+        return self._channel.send(calls.load_elf(self.id, data, vcpu, **options))
+
+    def read_console(self, since: int = 0) -> ConsoleResult:
+        """Read what the guest wrote to port 0x3f8, from position `since` on; `next` is where to go on."""
+        return self._channel.send(calls.read_console(self.id, since))
+
+    def get_stats(self) -> StatsResult:
+        """Give the counters, summed over the VM's vCPUs."""
+        return self._channel.send(calls.get_vm_stats(self.id))
+
+    def events(self, since: int | None = None) -> Events:
+        """Iterate over what happens in this VM; see `Client.events`."""
+        return Events(self._channel, self.id, since)
+
+    def destroy(self) -> None:
+        """Destroy the VM; whoever waits for anything in it gets HoldFailed."""
+        self._channel.send(calls.destroy_vm(self.id))

@@ -1,0 +1,77 @@
+"""The synchronous twin is the asynchronous client without `await`: the same source, names, parameters and results."""
+
+import inspect
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import vmmd_client
+from vmmd_client import http, sync, websocket
+from vmmd_client.sync import http as sync_http
+from vmmd_client.sync import websocket as sync_websocket
+
+from .twin import BY_HAND, SOURCE, TWIN, TWINNED, twins
+
+CLASSES = ("Batch", "Client", "Events", "Hold", "HttpTransport", "Transaction", "Vcpu", "Vm", "WebSocketTransport")
+RENAMED = {"aclose": "close"}
+
+
+@pytest.mark.parametrize(("path", "text"), twins().items(), ids=lambda value: getattr(value, "name", ""))
+def test_a_generated_module_is_what_its_source_gives(path: Path, text: str):
+    assert path.read_text() == text, "run: python -m tests.client.twin"
+
+
+def test_every_module_that_awaits_has_a_twin():
+    awaiting = {path.stem for path in SOURCE.glob("*.py") if "\n    async def " in path.read_text()}
+    alone = {"local_daemon", "demo", "replay", "guest", "testing", "waiting"}
+    assert awaiting - alone <= {*TWINNED, *BY_HAND}
+    assert {path.stem for path in TWIN.glob("*.py")} >= {*TWINNED, *BY_HAND}
+
+
+def public(kind: type) -> dict[str, object]:
+    return {RENAMED.get(name, name): member for name, member in inspect.getmembers(kind) if not name.startswith("_")}
+
+
+def parameters(member: object) -> list[tuple[str, object, object]] | None:
+    if not callable(member):
+        return None
+    return [(p.name, p.kind, p.default) for p in inspect.signature(member).parameters.values()]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_has_the_same_methods_with_the_same_parameters_and_words(name: str):
+    ours, theirs = public(getattr(vmmd_client, name)), public(getattr(sync, name))
+    assert ours.keys() == theirs.keys()
+    for method, member in ours.items():
+        assert parameters(member) == parameters(theirs[method]), method
+        assert bool(inspect.getdoc(member)) == bool(inspect.getdoc(theirs[method])), method
+        assert not inspect.iscoroutinefunction(theirs[method]), method
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(http, sync_http), (websocket, sync_websocket)])
+def test_what_is_written_by_hand_has_the_same_public_names(ours: ModuleType, theirs: ModuleType):
+    def classes(module: ModuleType) -> set[str]:
+        return {
+            name
+            for name, kind in inspect.getmembers(module, inspect.isclass)
+            if kind.__module__ == module.__name__ and not name.startswith("_")
+        }
+
+    assert classes(ours) == classes(theirs)
+
+
+def test_everything_public_of_the_twin_is_public_of_the_package():
+    assert set(sync.__all__) <= set(vmmd_client.__all__)
+    for name in vmmd_client.__all__:
+        member = getattr(vmmd_client, name)
+        if inspect.isclass(member) and name not in sync.__all__:
+            assert not any(inspect.iscoroutinefunction(method) for method in vars(member).values()), name
+
+
+@pytest.mark.parametrize("module", [vmmd_client, sync])
+def test_all_names_what_the_package_imports_for_its_users(module: ModuleType):
+    for name in module.__all__:
+        member = getattr(module, name)
+        assert inspect.getdoc(member) or not callable(member), f"{name} has no docstring"
+    assert module.__all__ == sorted(module.__all__)
