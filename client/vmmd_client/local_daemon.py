@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import IO
 
 from .errors import ConnectError
 
@@ -22,6 +23,24 @@ STOP_TIMEOUT_S = 10.0
 _LOG_TAIL_BYTES = 2_000
 
 
+def command(socket_path: Path) -> list[str]:
+    """Give the command that runs the daemon on a socket."""
+    return [sys.executable, "-m", "vmmd", "serve", "--socket", str(socket_path)]
+
+
+def url_in(line: bytes) -> str | None:
+    """Find the URL in the line with which the daemon says that it is ready; None where it says none."""
+    words = line.decode("utf-8", errors="replace").split()
+    return next((word for word in words if word.startswith("unix://")), None)
+
+
+def not_ready(log: IO[bytes]) -> str:
+    """Say that the daemon did not become ready, and what it wrote."""
+    log.seek(max(0, log.seek(0, 2) - _LOG_TAIL_BYTES))
+    written = log.read().decode("utf-8", errors="replace").strip() or "nothing"
+    return f"the daemon was not ready within {READY_TIMEOUT_S:g} s; it wrote: {written}"
+
+
 @contextlib.asynccontextmanager
 async def local_daemon() -> AsyncIterator[str]:
     """Run a daemon and give its URL.
@@ -31,7 +50,7 @@ async def local_daemon() -> AsyncIterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="vmmd-") as name, tempfile.TemporaryFile() as log:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "vmmd", "serve", "--socket", str(Path(name) / "vmmd.sock")),
+            *command(Path(name) / "vmmd.sock"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
@@ -39,9 +58,7 @@ async def local_daemon() -> AsyncIterator[str]:
         try:
             url = await _url(process)
             if url is None:
-                log.seek(max(0, log.seek(0, 2) - _LOG_TAIL_BYTES))
-                written = log.read().decode("utf-8", errors="replace").strip() or "nothing"
-                raise ConnectError(f"the daemon was not ready within {READY_TIMEOUT_S:g} s; it wrote: {written}")
+                raise ConnectError(not_ready(log))
             yield url
         finally:
             await _end(process)
@@ -54,8 +71,7 @@ async def _url(process: asyncio.subprocess.Process) -> str | None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READY_TIMEOUT_S):
                 line = await process.stdout.readline()
-    words = line.decode("utf-8", errors="replace").split()
-    return next((word for word in words if word.startswith("unix://")), None)
+    return url_in(line)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

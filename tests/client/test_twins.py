@@ -24,7 +24,7 @@ def test_a_generated_module_is_what_its_source_gives(path: Path, text: str):
 
 def test_every_module_that_awaits_has_a_twin():
     awaiting = {path.stem for path in SOURCE.glob("*.py") if "\n    async def " in path.read_text()}
-    alone = {"local_daemon", "demo", "replay", "guest", "testing", "waiting"}
+    alone = {"demo", "replay", "guest", "testing", "waiting"}
     assert awaiting - alone <= {*TWINNED, *BY_HAND}
     assert {path.stem for path in TWIN.glob("*.py")} >= {*TWINNED, *BY_HAND}
 

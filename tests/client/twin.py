@@ -21,7 +21,7 @@ TWIN = SOURCE / "sync"
 TWINNED = ("transport", "channel", "connection", "events", "vm_memory", "vm", "vcpu", "transaction")
 """The modules that the twin has a generated copy of."""
 
-BY_HAND = ("http", "websocket", "waiting")
+BY_HAND = ("http", "websocket", "waiting", "local_daemon")
 """The modules that do I/O or wait: the twin has its own, with the same names in them."""
 
 _NAMES = {

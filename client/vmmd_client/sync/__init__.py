@@ -1,7 +1,8 @@
 """The synchronous twin: `from vmmd_client.sync import connect`, and the same names without `await`.
 
 Objects, parameters, results and errors are those of `vmmd_client`; `aclose` is `close`. Its modules are made of the
-asynchronous ones (each says so in its first lines), but for `http`, `websocket` and `waiting`, which block.
+asynchronous ones (each says so in its first lines), but for `http`, `websocket`, `waiting`
+and `local_daemon`, which block.
 
 A client, and every handle on a VM or a vCPU, may be used by any number of threads at once: by HTTP each call under way
 has a connection of its own, by WebSocket all share one. A `Batch`, a `Transaction`, a `Hold` and an iterator of events

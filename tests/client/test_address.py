@@ -1,0 +1,30 @@
+import pytest
+
+from vmmd_client import Address, ConnectError
+
+
+@pytest.mark.parametrize(
+    ("url", "websocket", "socket_path", "endpoint"),
+    [
+        ("unix:///run/vmmd.sock", False, "/run/vmmd.sock", "http://localhost/rpc"),
+        ("ws+unix:///run/vm%20md.sock", True, "/run/vm md.sock", "ws://localhost/ws"),
+        ("http://127.0.0.1:8471", False, None, "http://127.0.0.1:8471/rpc"),
+        ("https://vmm.example/", False, None, "https://vmm.example/rpc"),
+        ("ws://[::1]:8471", True, None, "ws://[::1]:8471/ws"),
+        ("wss://vmm.example", True, None, "wss://vmm.example/ws"),
+    ],
+)
+def test_each_form_of_a_url_names_a_way_and_an_endpoint(
+    url: str, websocket: bool, socket_path: str | None, endpoint: str
+):
+    address = Address.parse(url)
+    assert (address.websocket, address.socket_path) == (websocket, socket_path)
+    assert (address.ws_url if websocket else address.rpc_url) == endpoint
+
+
+@pytest.mark.parametrize(
+    "url", ["", "ws:///run/x", "ws+unix://run/x", "unix:x", "http://host:port", "http://[", "tcp://h"]
+)
+def test_a_url_of_another_form_is_an_error_that_shows_all_forms(url: str):
+    with pytest.raises(ConnectError, match=r"unix:///path.*http://host.*ws\+unix:///path.*ws://host"):
+        Address.parse(url)

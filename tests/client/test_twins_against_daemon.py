@@ -1,0 +1,125 @@
+"""Every way to a real daemon process: both twins, by HTTP and by WebSocket."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import vmmd_client
+from vmmd_client import Deadlock, HoldConflict, HoldFailed, SlotOverlap, TransactionRefused, sync
+from vmmd_client.sync.local_daemon import local_daemon
+
+PAGE = 4096
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with local_daemon() as url:
+        yield url
+
+
+@pytest.fixture(params=["unix:", "ws+unix:"])
+def each_url(request: pytest.FixtureRequest, url: str) -> str:
+    return url.replace("unix:", request.param)
+
+
+def two_slots(vmmd: sync.Client) -> sync.Vm:
+    vm = vmmd.kvm.create_vm("two slots")
+    memory = vm.map_host_memory(4 * PAGE)
+    for slot in (0, 1):
+        offset = slot * 2 * PAGE
+        vm.set_user_memory_region(slot, guest_phys_addr=offset, memory_size=2 * PAGE, userspace_addr=memory + offset)
+    return vm
+
+
+def test_a_thread_makes_a_transaction(each_url: str):
+    with sync.connect(each_url) as vmmd:
+        vm = two_slots(vmmd)
+        with vm.transaction() as change:
+            merged = change.merge(0, 1)
+        assert change.result.pause_ns is not None
+        assert vm.get_memory_regions().slots == {0: merged}
+        vm.destroy()
+
+
+def overlap(vm: sync.Vm) -> None:
+    """Put a slot over a part of another."""
+    with vm.transaction(hold=True) as change:
+        old = change.delete(0)
+        change.create(7, guest_phys_addr=PAGE, memory_size=2 * PAGE, userspace_addr=old.userspace_addr)
+
+
+def test_a_refused_step_is_named_and_the_map_is_as_it_was(each_url: str):
+    with sync.connect(each_url) as vmmd:
+        vm = two_slots(vmmd)
+        before = vm.get_memory_regions().slots
+        with pytest.raises(TransactionRefused) as caught:
+            overlap(vm)
+        assert isinstance(caught.value.__cause__, SlotOverlap)
+        assert (caught.value.step, caught.value.rolled_back) == (1, True)
+        assert vm.get_memory_regions().slots == before
+        vm.destroy()
+
+
+def test_threads_share_one_client(each_url: str):
+    with sync.connect(each_url) as vmmd, ThreadPoolExecutor(8) as threads:
+        vms = list(threads.map(vmmd.kvm.create_vm, (f"vm {n}" for n in range(40))))
+        names = {info.vm: info.name for info in vmmd.kvm.list_vms()}
+        assert [names[vm.id] for vm in vms] == [f"vm {n}" for n in range(40)]
+        list(threads.map(lambda vm: vm.destroy(), vms))
+
+
+def test_a_kick_that_waits_keeps_no_other_thread_from_the_resume_it_waits_for(url: str):
+    with sync.connect(url) as vmmd:
+        vm = vmmd.kvm.create_vm("held")
+        opened = threading.Event()
+
+        def second() -> int:
+            with vmmd.vm(vm.id).hold(wait_ms=30_000) as hold:
+                opened.set()
+                return hold.kick.kicked
+
+        with ThreadPoolExecutor(1) as threads:
+            with vm.hold():
+                waiting = threads.submit(second)
+                assert not opened.is_set()
+            assert waiting.result() == 0
+        vm.destroy()
+
+
+def test_one_websocket_has_one_hold_of_a_vm_and_says_so(url: str):
+    with sync.connect(url.replace("unix:", "ws+unix:")) as vmmd:
+        vm = vmmd.kvm.create_vm("held")
+        with vm.hold(), pytest.raises(Deadlock, match="another connection"), vm.hold():
+            pass
+        vm.destroy()
+
+
+def test_a_hold_ends_with_the_websocket_that_kicked(url: str):
+    with sync.connect(url) as vmmd:
+        vm = vmmd.kvm.create_vm("abandoned")
+        gone = sync.connect(url.replace("unix:", "ws+unix:"))
+        with gone:
+            gone.vm(vm.id).kick_all_running_vcpus("h", lease_ms=60_000)
+            with pytest.raises(HoldConflict):
+                vm.map_host_memory(PAGE)
+        # It waits for the hold's end, which the lease would bring far too late.
+        vm.map_host_memory(PAGE, wait_ms=20_000)
+        with pytest.raises(HoldFailed) as caught:
+            vm.resume_all_kicked_vcpus("h")
+        assert caught.value.became is not None
+        assert "WebSocket" in caught.value.became
+        vm.destroy()
+
+
+async def test_a_task_makes_a_transaction_by_websocket(url: str):
+    async with vmmd_client.connect(url.replace("unix:", "ws+unix:")) as vmmd:
+        vm = await vmmd.kvm.create_vm("tasks")
+        memory = await vm.map_host_memory(2 * PAGE)
+        await vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=PAGE, userspace_addr=memory)
+        async with vm.transaction() as change:
+            change.delete(0)
+            change.create(0, guest_phys_addr=0, memory_size=2 * PAGE, userspace_addr=memory)
+        assert change.result.pause_ns is not None
+        await vm.destroy()
