@@ -149,7 +149,11 @@ class Kicks:
         """See `Vm.kick_all_running_vcpus` without a hold."""
         start = time.monotonic_ns()
         running = [vcpu for vcpu in self._vcpus.values() if vcpu.is_running]
-        self._meet.post(KVM_REQ_USERSPACE_KICK, self._meet.contexts)
+        await self._meet.stop(KVM_REQ_USERSPACE_KICK, self._meet.contexts)
+        # Most have nothing left to complete: they end here, without a worker's turn each.
+        for vcpu in running:
+            vcpu.end_kicked()
+        self._meet.wake(self._meet.contexts)
         for vcpu in running:
             await vcpu.run_over()
         self._gate.check_open()

@@ -127,6 +127,16 @@ class Rendezvous:
             self._parked[task.context] = task
             return True
 
+    def unpark(self, task: Parkable) -> bool:
+        """Take a vCPU out of those put aside; False where it was not among them."""
+        with self._lock:
+            return self._parked.pop(task.context, None) is not None
+
+    def wake(self, group: ContextGroup) -> None:
+        """Queue those that are parked and may go on."""
+        with self._lock:
+            self._wake(group)
+
     def _wake(self, group: ContextGroup) -> None:
         for context in group.contexts if self._parked else ():
             task = self._parked.get(context)

@@ -24,6 +24,9 @@ KVM_REQ_USERSPACE_KICK = 1 << 40
 KVM_REQ_HOLD = 1 << 33
 """A hold is open: KVM_RUN parks inside. The resume clears it."""
 
+KVM_REQ_RUN_OVER = 1 << 35
+"""The KVM_RUN in flight has been ended from outside: whoever has the vCPU gives it back. Who has it clears it."""
+
 KVM_REQ_PAUSE = 1 << 34
 """Somebody uses the registers: KVM_RUN parks inside. Whoever set it clears it."""
 
@@ -33,7 +36,7 @@ SIGNAL_PENDING = 1 << 63
 PARKING = KVM_REQ_HOLD | KVM_REQ_PAUSE
 """Requests that keep KVM_RUN inside, without running."""
 
-ENDING = KVM_REQ_VM_DEAD | KVM_REQ_USERSPACE_KICK | SIGNAL_PENDING
+ENDING = KVM_REQ_VM_DEAD | KVM_REQ_USERSPACE_KICK | KVM_REQ_RUN_OVER | SIGNAL_PENDING
 """Requests that end KVM_RUN, a parked one too."""
 
 COMPLETING = KVM_REQ_USERSPACE_KICK | KVM_REQ_DIRTY_RING_SOFT_FULL | SIGNAL_PENDING

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
@@ -35,6 +36,7 @@ from vmmd.kvm.requests import (
     KVM_REQ_DIRTY_RING_SOFT_FULL,
     KVM_REQ_EVENT,
     KVM_REQ_HOLD,
+    KVM_REQ_RUN_OVER,
     KVM_REQ_TLB_FLUSH,
     KVM_REQ_USERSPACE_KICK,
     KVM_REQ_VM_DEAD,
@@ -73,6 +75,10 @@ def _end(result: KvmError | Exit) -> Exit:
     return result
 
 
+class _RunIsOver(Exception):  # noqa: N818 - nothing went wrong
+    """The run that a worker was with has been ended from outside."""
+
+
 class InFlight(Protocol):
     """A KVM_RUN in flight, as workers see it.
 
@@ -82,19 +88,49 @@ class InFlight(Protocol):
 
     ends_with: KvmError | Exit | None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has been ended from outside, and no result is wanted."""
+
+    def keep(self) -> bool:
+        """Make the worker the one who ends the run; False where it is over."""
+
     def finish(self, result: Exit | BaseException) -> None:
         """Take the result; called on a worker."""
 
 
 class Run:
-    """One KVM_RUN in flight that a coroutine waits for."""
+    """One KVM_RUN in flight that a coroutine waits for. Either a worker ends it or the event loop, never both."""
 
-    __slots__ = ("done", "ends_with", "loop")
+    __slots__ = ("_kept", "_token", "done", "ends_with", "loop")
 
     def __init__(self, *, ends_with: KvmError | None) -> None:
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[Exit] = self.loop.create_future()
         self.ends_with: KvmError | Exit | None = ends_with
+        self._token = [None]
+        self._kept = False
+
+    @property
+    def is_over(self) -> bool:
+        """See `InFlight`."""
+        return not self._token and not self._kept
+
+    def keep(self) -> bool:
+        """See `InFlight`."""
+        self._kept = self._kept or self._take()
+        return self._kept
+
+    def take_back(self) -> bool:
+        """Make the event loop the one who ends the run; False where a worker has a result for it."""
+        return self._take()
+
+    def _take(self) -> bool:
+        try:
+            self._token.pop()
+        except IndexError:
+            return False
+        return True
 
     def finish(self, result: Exit | BaseException) -> None:
         """Hand the result to the event loop."""
@@ -112,9 +148,15 @@ class TurnRun:
 
     __slots__ = ("_take", "ends_with")
 
+    is_over = False
+
     def __init__(self, ends_with: KvmError | None, take: Callable[[Exit | BaseException], None]) -> None:
         self.ends_with: KvmError | Exit | None = ends_with
         self._take = take
+
+    def keep(self) -> bool:
+        """See `InFlight`: nobody else ends it."""
+        return True
 
     def finish(self, result: Exit | BaseException) -> None:
         """See `InFlight`."""
@@ -146,7 +188,10 @@ class Runner:
         self.kicks = 0
         self._rendezvous = rendezvous
         self._irqchip = irqchip
+        # Which run the workers are to go on with, and whether one of them, their queue or the parking lot has the vCPU.
+        self._lock = threading.Lock()
         self._run: InFlight | None = None
+        self._is_out = False
 
     # On any thread.
 
@@ -186,8 +231,35 @@ class Runner:
 
     def submit(self, run: InFlight) -> None:
         """Begin a run, and hand the vCPU to the workers for it."""
-        self.begin(run)
-        self._rendezvous.scheduler.submit(self)
+        with self._lock:
+            self._run = run
+            # Where the run before was taken back, whoever still has the vCPU goes on with this one.
+            out, self._is_out = self._is_out, True
+        if not out:
+            self._rendezvous.scheduler.submit(self)
+
+    def take_back(self, run: Run) -> bool:
+        """End a run at once, without the workers; the caller tells who waits for it.
+
+        The vCPU is kicked and outside guest mode. False where an instruction is still to be completed, or a worker has
+        a result already.
+        """
+        if self.pending is not None or run.ends_with is not None or not run.take_back():
+            return False
+        if self._rendezvous.unpark(self):
+            self._give_back(run)
+        else:
+            self._rendezvous.engine.post(self.group, KVM_REQ_RUN_OVER)
+        return True
+
+    def _give_back(self, run: InFlight) -> bool:
+        """Let the workers have the vCPU no more, unless another run has begun: tell whether that is so."""
+        with self._lock:
+            if self._run is not run:
+                return True
+            self._run = None
+            self._is_out = False
+            return False
 
     def abandon(self) -> None:
         """Forget a pending instruction: what comes next is another one."""
@@ -223,10 +295,13 @@ class Runner:
             result = error
         if isinstance(result, bool):
             return result
-        if not isinstance(result, BaseException):
-            self.exits[result.reason] += 1
-        run.finish(result)
-        return False
+        kept = run.keep()
+        goes_on = self._give_back(run)
+        if kept:
+            if not isinstance(result, BaseException):
+                self.exits[result.reason] += 1
+            run.finish(result)
+        return goes_on
 
     def _slice(self, run: InFlight, turn: Turn) -> Exit | bool:
         """Return an exit, or whether to be queued again."""
@@ -249,6 +324,7 @@ class Runner:
                 # The vCPU still counts as inside: a kick has no answer before what came of it is kept.
                 try:
                     if not self._serve_inside(ran):
+                        run.keep()
                         return self._leave(ran, completing=completing)
                 finally:
                     self._rendezvous.engine.leave(self.context)
@@ -292,6 +368,11 @@ class Runner:
         requests = self.context.record.requests
         if requests & KVM_REQ_VM_DEAD:
             raise KvmError(errno.ECANCELED, "the VM is destroyed", KVM_RUN)
+        if requests & KVM_REQ_RUN_OVER:
+            self._rendezvous.engine.retract(self.group, KVM_REQ_RUN_OVER)
+            if run.is_over:
+                raise _RunIsOver
+            requests &= ~KVM_REQ_RUN_OVER
         if requests & ENDING:
             if not isinstance(run.ends_with, KvmError):
                 # One that immediate_exit ends does not get as far as to be kicked, and keeps its reason.

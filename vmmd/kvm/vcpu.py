@@ -22,7 +22,7 @@ from vmmd.kvm.exits import KVM_EXIT_INTR, KVM_EXIT_UNKNOWN, Exit
 from vmmd.kvm.irqchip import Irqchip
 from vmmd.kvm.rendezvous import Rendezvous
 from vmmd.kvm.requests import KVM_REQ_EVENT, KVM_REQ_PAUSE, KVM_REQ_USERSPACE_KICK, SIGNAL_PENDING
-from vmmd.kvm.runner import KVM_RUN, Run, Runner, TurnRun
+from vmmd.kvm.runner import KVM_RUN, Run, Runner, TurnRun, kicked
 from vmmd.kvm.uapi import (
     GUESTDBG_FLAGS,
     KVM_GUESTDBG_ENABLE,
@@ -138,13 +138,13 @@ class Vcpu:
         run = self._run = Run(ends_with=self._prepare_run(data))
         run.done.add_done_callback(self._over)
         self._rendezvous.running += 1
-        timer = run.loop.call_later(timeout_ms / 1000, self.signal) if timeout_ms is not None else None
+        timer = run.loop.call_later(timeout_ms / 1000, self._interrupt, run) if timeout_ms is not None else None
         self._runner.submit(run)
         try:
             return await asyncio.shield(run.done)
         except asyncio.CancelledError:
             # A worker has the vCPU, so the run is over only when the worker says so.
-            self.signal()
+            self._interrupt(run)
             while not run.done.done():
                 # A further cancellation changes nothing: this one is raised in the end.
                 with suppress(asyncio.CancelledError):
@@ -177,6 +177,13 @@ class Vcpu:
         at_once = KvmError(errno.EINTR, "immediate_exit is set", KVM_RUN, exit_reason=self._reason)
         return at_once if self._immediate_exit else None
 
+    def end_kicked(self) -> None:
+        """End the KVM_RUN in flight as a raw kick does, if that can be done at once: see `Runner.take_back`."""
+        run = self._run
+        if run is not None and self._runner.take_back(run):
+            run.done.set_exception(kicked(KVM_EXIT_UNKNOWN))
+            self._over(run.done)
+
     async def run_over(self) -> None:
         """Wait until no KVM_RUN is under way."""
         if self._run is not None:
@@ -187,6 +194,10 @@ class Vcpu:
         if self._run is not None:
             self._rendezvous.post(SIGNAL_PENDING, self._runner.group)
         self.notice(KvmError(errno.EINTR, "the wait was interrupted", KVM_RUN, exit_reason=KVM_EXIT_INTR))
+
+    def _interrupt(self, run: Run) -> None:
+        if self._run is run:
+            self.signal()
 
     async def ring_reset(self) -> None:
         """Wait until the dirty ring has room again.
@@ -330,6 +341,8 @@ class Vcpu:
         self.notice()
 
     def _over(self, done: asyncio.Future[Exit]) -> None:
+        if self._run is None or self._run.done is not done:
+            return
         self._run = None
         self._rendezvous.running -= 1
         self._rendezvous.engine.retract(self._runner.group, SIGNAL_PENDING)
