@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 
 import pytest
 
-from tests.kvm.guest import CODE, DATA, RAM_BYTES, boot, refusal, running, vcpu_at
+from tests.kvm.guest import CODE, DATA, RAM_BYTES, boot, let_the_loop_turn, refusal, running, vcpu_at
+from vmmd.kvm.hold import MAX_REMEMBERED
 from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
 from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES as LOG
@@ -151,7 +153,7 @@ async def test_while_somebody_else_holds_it_waits_its_turn(vm: Vm) -> None:
     merge, _ = await merged_and_split(vm, base)
     generation = vm.generation
     await vm.kick_all_running_vcpus("hold")
-    with refusal(errno.ETIMEDOUT):
+    with refusal(errno.EBUSY):
         await vm.set_user_memory_region_list(merge, wait_ms=0)
     with refusal(errno.ESTALE):
         await vm.set_user_memory_region_list(merge, if_generation=generation + 1, hold="hold")
@@ -164,3 +166,29 @@ async def test_an_id_may_occur_twice_and_changes_that_cancel_out_are_one_publica
     published = await vm.set_user_memory_region_list([Region(1, 0, CODE, PAGE_SIZE, base), Region(1, 0, 0, 0, 0)])
     assert table(vm) == []
     assert published.generation == generation + 1
+
+
+async def test_what_somebody_elses_hold_may_change_is_judged_behind_it(vm: Vm) -> None:
+    base = await vm.map_host_memory(2 * PAGE_SIZE)
+    await vm.set_user_memory_region(0, 0, LOW, PAGE_SIZE, base)
+    overlapping = [Region(1, 0, LOW, PAGE_SIZE, base)]
+    await vm.kick_all_running_vcpus("somebody's")
+    with refusal(errno.EBUSY):
+        await vm.set_user_memory_region_list(overlapping, wait_ms=0)
+    with refusal(errno.ESTALE):
+        await vm.set_user_memory_region_list(overlapping, if_generation=vm.generation + 1)
+    waits = asyncio.create_task(vm.set_user_memory_region_list(overlapping, wait_ms=20_000))
+    await let_the_loop_turn()
+    await vm.set_user_memory_region(0, 0, LOW, 0, 0, hold="somebody's")
+    await vm.resume_all_kicked_vcpus("somebody's")
+    await waits
+    assert table(vm) == [(1, LOW, PAGE_SIZE)]
+
+
+async def test_holds_that_lists_take_push_no_name_out_of_those_remembered(vm: Vm) -> None:
+    await vm.kick_all_running_vcpus("mine")
+    await vm.resume_all_kicked_vcpus("mine")
+    for _ in range(MAX_REMEMBERED + 1):
+        await vm.set_user_memory_region_list([])
+    with refusal(errno.ECANCELED):
+        await vm.resume_all_kicked_vcpus("mine")

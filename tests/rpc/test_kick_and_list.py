@@ -85,3 +85,23 @@ async def test_a_refused_list_names_the_change_and_changes_nothing(wire: Wire, v
     with pytest.raises(Failed) as empty:
         await wire.call("vm.set_user_memory_region_list", vm=vm, regions=[])
     assert empty.value.code == INVALID_PARAMS
+
+
+async def test_a_list_in_a_batch_that_has_a_hold_open_has_to_name_it(wire: Wire, vm: str) -> None:
+    base = await spinning(wire, vm)
+    regions_ = [region(3, 0x40000, PAGE, base)]
+    kick = request("vm.kick_all_running_vcpus", vm=vm, hold="h")
+    resume = request("vm.resume_all_kicked_vcpus", vm=vm, hold="h")
+    change = request("vm.set_user_memory_region_list", vm=vm, regions=regions_)
+    answers = await wire.send([kick, change, resume])
+    assert answers[1]["error"]["data"]["errno"] == "EDEADLK"
+    assert answers[2]["error"]["data"]["rolled_back"] is True
+    named = request("vm.set_user_memory_region_list", vm=vm, regions=regions_, hold="g")
+    kick["params"]["hold"] = resume["params"]["hold"] = "g"
+    assert not any("error" in answer for answer in await wire.send([kick, named, resume]))
+
+
+async def test_a_lease_of_no_time_is_refused(wire: Wire, vm: str) -> None:
+    with pytest.raises(Failed) as refused:
+        await wire.call("vm.kick_all_running_vcpus", vm=vm, hold="h", lease_ms=0)
+    assert refused.value.code == INVALID_PARAMS

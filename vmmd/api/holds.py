@@ -14,6 +14,7 @@ class KickAllRunningVcpusParams(VmParams, ChangeOptions):
     hold: HoldName | None = Field(default=None, description=_HOLD + " Left out: a raw kick, which belongs to nobody.")
     lease_ms: U32 | None = Field(
         default=None,
+        ge=1,
         description="For how long, in milliseconds, the hold stays open without a renewal, the same kick again; then "
         "it is rolled back. At most limits.max_lease_ms; left out: limits.lease_ms.",
     )

@@ -175,6 +175,7 @@ ROWS = (
             "EINVAL": _BAD_REGION,
             "EEXIST": "A range overlaps another slot's, after the changes before it.",
             "E2BIG": "The dirty bitmaps of the slots that go have no room in the reply.",
+            "EDEADLK": "The same batch or WebSocket has the VM in a hold, and the call does not name it.",
             "ETIMEDOUT": "Its own hold was not open within `wait_ms`, or limits.wait_ms.",
             "ENOMEM": "The host has no memory for a slot's dirty log.",
         },

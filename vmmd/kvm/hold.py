@@ -125,7 +125,8 @@ class Undo:
 class Hold:
     """One hold. Times are of a monotonic clock in nanoseconds. `calls`: how many are inside now.
 
-    `refusal`: what a call is told that has to stay out.
+    `refusal`: what a call is told that has to stay out. `is_remembered`: whether its name is kept when it has ended; a
+    hold whose name nobody was told needs none.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Hold:
     became: str | None = None
     undo: Undo | None = None
     error: KvmError | None = None
+    is_remembered: bool = True
     refusal: str = "the VM is held; name the hold to be inside it, or wait with wait_ms"
 
     def take(self, step: Step) -> None:
@@ -217,7 +219,7 @@ class Holds:
             return
         # The error's frames hold the hold: let go of it, and of the memory that a rollback would have needed.
         self.current.undo = self.current.error = None
-        if became is not None:
+        if became is not None and self.current.is_remembered:
             self._ended[self.current.name] = (now_ns + REMEMBERED_NS, became)
             self._ended.move_to_end(self.current.name)
         while len(self._ended) > MAX_REMEMBERED:

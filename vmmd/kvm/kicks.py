@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.gate import Entry, Gate
-from vmmd.kvm.guest_memory import GuestMemory, Published
+from vmmd.kvm.guest_memory import GuestMemory, Prepared, Published
 from vmmd.kvm.hold import Hold, Kick, Resume, State, Step, check_name
 from vmmd.kvm.limits import Limits
 from vmmd.kvm.rendezvous import Rendezvous
@@ -63,7 +63,15 @@ class Kicks:
         self._lease: asyncio.TimerHandle | None = None
         gate.on_idle = self._end_expired
 
-    async def kick(self, name: str, wait_ms: int | None, lease_ms: int | None, if_generation: int | None) -> Kick:
+    async def kick(
+        self,
+        name: str,
+        wait_ms: int | None,
+        lease_ms: int | None,
+        if_generation: int | None,
+        *,
+        is_remembered: bool = True,
+    ) -> Kick:
         """See `Vm.kick_all_running_vcpus`."""
         check_name(name)
         lease_ms = min(self._limits.lease_ms if lease_ms is None else lease_ms, self._limits.max_lease_ms)
@@ -74,6 +82,7 @@ class Kicks:
         wait_ms = min(self._limits.wait_ms if wait_ms is None else wait_ms, self._limits.max_wait_ms)
         deadline = asyncio.get_running_loop().time() + wait_ms / 1000
         opened = await self._gate.acquire(name, wait_ms)
+        opened.is_remembered = is_remembered
         try:
             self._gate.check_generation(if_generation)
             opened.kicked_at_ns = time.monotonic_ns()
@@ -109,11 +118,19 @@ class Kicks:
     async def publish(self, regions: Sequence[Region], entry: Entry, max_log_bytes: int | None) -> Published:
         """Make several changes one, in a hold of its own; see `Vm.set_user_memory_region_list`."""
         name = secrets.token_hex(16)
-        # All that can be refused is refused before the kick, and the guest waits for the publication alone.
-        prepared = self._memory.prepare(regions, max_log_bytes)
-        await self.kick(name, entry.get("wait_ms"), None, entry.get("if_generation"))
+        wait_ms = entry.get("wait_ms")
+        if wait_ms == 0:
+            self._gate.holds.admit(None, time.monotonic_ns())
+            wait_ms = None
+        self._gate.check_generation(entry.get("if_generation"))
+        prepared: Prepared | None = None
+        # What can be refused is refused before the kick, and the guest waits for the publication alone; what somebody
+        # else's hold may change yet is judged behind it.
+        if self._gate.is_free:
+            prepared = self._memory.prepare(regions, max_log_bytes)
+        await self.kick(name, wait_ms, None, entry.get("if_generation"), is_remembered=False)
         try:
-            if prepared.before is not self._memory.view.memslots:
+            if prepared is None or prepared.before is not self._memory.view.memslots:
                 prepared = self._memory.prepare(regions, max_log_bytes)
         except BaseException:
             self.abandon(name)

@@ -78,6 +78,21 @@ class BodyScope:
                 f"resume it before {hold!r} is opened, or kick over another connection",
             )
 
+    def changing_by_itself(self, vm: Vm) -> None:
+        """Check that a call may take a hold of its own for its length.
+
+        Raises:
+            KvmError: EDEADLK; the body, or its WebSocket, has the VM in a hold that nobody else would end meanwhile.
+        """
+        opened = self._open[1] if self._open is not None and self._open[0] is vm else None
+        if opened is None and self.caller.connection is not None:
+            opened = self.caller.connection.hold_of(vm)
+        if opened is not None:
+            raise KvmError(
+                errno.EDEADLK,
+                f"the caller has VM {vm.id} in the hold {opened!r}, and would wait for itself; name that hold",
+            )
+
     def opened(self, vm: Vm, hold: str) -> None:
         """Take note that the body has opened a hold."""
         self._open = (vm, hold)

@@ -36,8 +36,11 @@ async def _set_user_memory_region_list(
         Region(region.slot, region.flags, region.guest_phys_addr, region.memory_size, region.userspace_addr)
         for region in params.regions
     ]
+    vm = core.vm(params)
+    if params.hold is None and not params.dry_run:
+        scope.changing_by_itself(vm)
     # What goes with its slot cannot be fetched again, so it must have room in the reply.
-    published = await core.vm(params).set_user_memory_region_list(
+    published = await vm.set_user_memory_region_list(
         changes,
         dry_run=params.dry_run,
         max_log_bytes=max(room_bytes(scope) - _SLOT_LOG_BYTES * len(changes), 0),

@@ -27,7 +27,7 @@ def entry(params: GateOptions) -> Entry:
     asked: Entry = {}
     if params.hold is not None:
         asked["hold"] = params.hold
-    if params.wait_ms:
+    if "wait_ms" in params.model_fields_set:
         asked["wait_ms"] = params.wait_ms
     if_generation: int | None = getattr(params, "if_generation", None)  # a call that only reads has none
     if if_generation is not None:
