@@ -158,5 +158,5 @@ class Cooperative(Rendezvous):
                 self._may_go.wait()
             return not task.may_go
 
-    def _wake(self, group: ContextGroup) -> None:
+    def _wake(self, group: ContextGroup, at_most: int | None = None) -> None:
         self._may_go.notify_all()

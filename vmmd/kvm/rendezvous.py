@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import threading
+import time
 from typing import Protocol
 
 from vmmd.isa.context import Context
@@ -108,10 +109,17 @@ class Rendezvous:
         await self._post_and_wait(requests, group, _OUTSIDE, deadline)
 
     def go(self, requests: int, group: ContextGroup) -> None:
-        """Clear parking requests, and queue those that nothing parks any more."""
+        """Clear parking requests, and queue those that nothing parks any more.
+
+        A worker can begin only once it has the GIL; where there are more vCPUs than workers, it gets it in between.
+        """
         with self._lock:
             self.engine.retract(group, requests)
-            self._wake(group)
+            is_crowd = len(self._parked) > self.scheduler.workers
+            self._wake(group, self.scheduler.workers if is_crowd else None)
+        if is_crowd:
+            time.sleep(0)
+            self.wake(group)
 
     def post(self, requests: int, group: ContextGroup) -> None:
         """Set requests, and queue those that are parked and go on for them. Any thread may call it."""
@@ -137,12 +145,16 @@ class Rendezvous:
         with self._lock:
             self._wake(group)
 
-    def _wake(self, group: ContextGroup) -> None:
+    def _wake(self, group: ContextGroup, at_most: int | None = None) -> None:
         for context in group.contexts if self._parked else ():
             task = self._parked.get(context)
             if task is not None and task.may_go:
                 del self._parked[context]
                 self.scheduler.submit(task)
+                if at_most is not None:
+                    at_most -= 1
+                    if not at_most:
+                        return
 
     async def _post_and_wait(
         self, requests: int, group: ContextGroup, view_number: int, deadline: float | None = None

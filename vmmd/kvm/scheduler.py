@@ -38,9 +38,14 @@ class Task(Protocol):
 
 
 class Scheduler:
-    """Runs tasks on worker threads, each on one worker at a time."""
+    """Runs tasks on worker threads, each on one worker at a time.
+
+    Attributes:
+        workers: how many threads there are.
+    """
 
     def __init__(self, workers: int) -> None:
+        self.workers = workers
         self._ready: SimpleQueue[Task | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"vmmd-worker-{index}", daemon=True) for index in range(workers)
