@@ -7,6 +7,8 @@ library asks a daemon and decides nothing in its place, and of vmmd itself it kn
 from .address import Address
 from .channel import Batch, Reply
 from .connection import Client, connect, from_env
+from .dirty import DirtyBitmap, DirtyPages
+from .dirty_log import DirtyLog
 from .errors import (
     AlreadyExists,
     BadAddress,
@@ -26,27 +28,37 @@ from .errors import (
     KickTimeout,
     KvmError,
     LogsInRings,
+    Misaligned,
     NoSuchSlot,
     OutOfMemory,
+    OutOfRange,
     PlanError,
+    PlanTooLarge,
     ProtocolError,
+    RangeOverlap,
     RpcError,
     SlotOverlap,
+    SlotTaken,
     StaleGeneration,
     TooBig,
     TooManyVms,
     TransactionRefused,
+    TransactionUnsettled,
     TransportError,
     UnknownMethod,
+    UnknownSlot,
     UnsendableParam,
     Unsupported,
     VersionMismatch,
     VmmdError,
 )
 from .events import Event, Events
+from .hold import Hold
 from .http import HttpTransport
 from .memslots import MemFlag, Memslot
-from .transaction import DirtyBitmap, Hold, Transaction, TransactionResult
+from .order import TransactionResult
+from .plan import Plan
+from .transaction import Transaction
 from .transport import Link, MemoryTransport, Transport
 from .vcpu import Vcpu
 from .vm import SlotTable, Vm
@@ -65,6 +77,8 @@ __all__ = [
     "ConnectTimeout",
     "Deadlock",
     "DirtyBitmap",
+    "DirtyLog",
+    "DirtyPages",
     "Disconnected",
     "Event",
     "Events",
@@ -83,23 +97,31 @@ __all__ = [
     "MemFlag",
     "MemoryTransport",
     "Memslot",
+    "Misaligned",
     "NoSuchSlot",
     "OutOfMemory",
+    "OutOfRange",
+    "Plan",
     "PlanError",
+    "PlanTooLarge",
     "ProtocolError",
+    "RangeOverlap",
     "Reply",
     "RpcError",
     "SlotOverlap",
     "SlotTable",
+    "SlotTaken",
     "StaleGeneration",
     "TooBig",
     "TooManyVms",
     "Transaction",
     "TransactionRefused",
     "TransactionResult",
+    "TransactionUnsettled",
     "Transport",
     "TransportError",
     "UnknownMethod",
+    "UnknownSlot",
     "UnsendableParam",
     "Unsupported",
     "Vcpu",

@@ -13,8 +13,15 @@
     ├── ProtocolError           what came back is no answer to what was asked
     │   └── VersionMismatch         … of a KVM API that this library does not speak: daemon_version, library_version
     ├── PlanError               a transaction that cannot be meant; nothing was sent
+    │   ├── UnknownSlot             … there is no slot of that id: slot
+    │   ├── SlotTaken               … the id is taken, or all are: slot
+    │   ├── RangeOverlap            … two slots would share a guest-physical page: slots
+    │   ├── Misaligned              … an address or a size is not of whole pages: field, value
+    │   ├── OutOfRange              … an address, a size, an id or flags that no memslot can have: field, value
+    │   ├── PlanTooLarge            … it goes into no body that the daemon takes
     │   └── UnsendableParam         … a parameter of a call that JSON has no text for: method, parameter
     ├── TransactionRefused      the daemon refused a step: step, what, rolled_back; its cause is that step's RpcError
+    ├── TransactionUnsettled    what became of a transaction could not be learned; its cause says why
     └── RpcError                the daemon answered with an error: code, message, data
         ├── UnknownMethod           -32601: the daemon is older than this library
         ├── InvalidParams           -32602: it takes no such parameters
@@ -125,6 +132,74 @@ class VersionMismatch(ProtocolError):
 
 class PlanError(VmmdError):
     """A transaction that cannot be meant: an unknown slot, a merge of slots that do not touch. Nothing was sent."""
+
+
+class UnknownSlot(PlanError):
+    """A transaction names a slot that is not there, or that it has deleted. Nothing was sent.
+
+    Attributes:
+        slot: the id.
+    """
+
+    def __init__(self, message: str, slot: int) -> None:
+        super().__init__(message)
+        self.slot = slot
+
+
+class SlotTaken(PlanError):
+    """A transaction creates a slot under an id that has one, also one of its own. Nothing was sent.
+
+    Attributes:
+        slot: the id.
+    """
+
+    def __init__(self, message: str, slot: int) -> None:
+        super().__init__(message)
+        self.slot = slot
+
+
+class RangeOverlap(PlanError):
+    """Two slots would share a guest-physical page when the transaction has ended. Nothing was sent.
+
+    Attributes:
+        slots: the ids of both, the lower range's first.
+    """
+
+    def __init__(self, message: str, slots: tuple[int, int]) -> None:
+        super().__init__(message)
+        self.slots = slots
+
+
+class Misaligned(PlanError):
+    """An address or a size is not a multiple of 4096. Nothing was sent.
+
+    Attributes:
+        field: the field's name, "memory_size".
+        value: what it was given.
+    """
+
+    def __init__(self, message: str, field: str, value: int) -> None:
+        super().__init__(message)
+        self.field = field
+        self.value = value
+
+
+class OutOfRange(PlanError):
+    """An address, a size, a slot id or flags that no memslot can have. Nothing was sent.
+
+    Attributes:
+        field: the field's name, "memory_size".
+        value: what it was given.
+    """
+
+    def __init__(self, message: str, field: str, value: object) -> None:
+        super().__init__(message)
+        self.field = field
+        self.value = value
+
+
+class PlanTooLarge(PlanError):
+    """A transaction goes into no body that the daemon takes. Nothing was sent."""
 
 
 class UnsendableParam(PlanError):
@@ -313,6 +388,13 @@ class TransactionRefused(VmmdError):
         self.step = step
         self.what = what
         self.rolled_back = rolled_back
+
+
+class TransactionUnsettled(VmmdError):
+    """What became of a transaction could not be learned: it was done whole, or not at all. `__cause__` says why.
+
+    The next use of the VM's dirty view asks again, and the next transaction reads the map anew.
+    """
 
 
 _BY_ERRNO: Mapping[int, type[KvmError]] = {

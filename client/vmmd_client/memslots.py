@@ -77,13 +77,26 @@ def with_call(slots: SlotMap, call: Memslot) -> dict[int, Memslot]:
     return changed
 
 
+def first_shared(ones: Iterable[Memslot], others: Iterable[Memslot]) -> tuple[Memslot, Memslot] | None:
+    """Give the first slot of `ones` and of `others` that share a guest-physical byte, or None where no two do."""
+    sides = [(slot, 0) for slot in ones] + [(slot, 1) for slot in others]
+    furthest: list[Memslot | None] = [None, None]
+    for slot, side in sorted(sides, key=lambda entry: entry[0].guest_phys_addr):
+        opposite = furthest[1 - side]
+        if opposite is not None and opposite.overlaps(slot):
+            return (opposite, slot) if side else (slot, opposite)
+        mine = furthest[side]
+        if mine is None or slot.end > mine.end:
+            furthest[side] = slot
+    return None
+
+
 def any_overlap(deleted: Iterable[Memslot], added: Iterable[Memslot]) -> bool:
     """Tell whether a deleted range overlaps an added one: QEMU's rule for when vCPUs must be kept out.
 
     Where none does, no guest-physical address has memory before and after but not between, whatever the order.
     """
-    added = tuple(added)
-    return any(gone.overlaps(new) for gone in deleted for new in added)
+    return first_shared(deleted, added) is not None
 
 
 @dataclass(frozen=True, slots=True)

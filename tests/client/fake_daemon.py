@@ -35,8 +35,9 @@ class FakeDaemon:
             "vm.kick_all_running_vcpus": self._kick,
             "vm.resume_all_kicked_vcpus": self._resume,
             "vm.set_user_memory_region": self._set_user_memory_region,
+            "vm.set_user_memory_region_list": self._set_user_memory_region_list,
             "vm.get_memory_regions": self._get_memory_regions,
-            "vm.get_dirty_log": lambda params: {"bitmap": "AQAAAAAAAAA="},
+            "vm.get_dirty_log": self._get_dirty_log,
         }
         self._undo: tuple[int, dict[int, Params]] | None = None
         self._hold: str | None = None
@@ -120,6 +121,18 @@ class FakeDaemon:
             fields = ("guest_phys_addr", "memory_size", "userspace_addr", "flags")
             self.give_slot(params["slot"], *(params[name] for name in fields))
         return {"generation": self.generation}
+
+    def _set_user_memory_region_list(self, params: Params) -> Params:
+        self._check_generation(params)
+        if not params["dry_run"]:
+            for region in params["regions"]:
+                self._set_user_memory_region(region)
+        return {"generation": self.generation, "pause_ns": None, "dirty": []}
+
+    def _get_dirty_log(self, params: Params) -> Params:
+        self._check_hold(params)
+        self._check_generation(params)
+        return {"bitmap": "AQAAAAAAAAA="}
 
     def _get_memory_regions(self, params: Params) -> Params:
         return {"generation": self.generation, "regions": [self.slots[slot] for slot in sorted(self.slots)]}

@@ -1,6 +1,7 @@
 """The library against a real daemon process: what the fake one cannot vouch for."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,9 +13,11 @@ from vmmd_client import (
     Client,
     HoldConflict,
     HoldFailed,
+    HttpTransport,
     Interrupted,
     InvalidArgument,
     MemFlag,
+    MemoryTransport,
     RpcError,
     SlotOverlap,
     StaleGeneration,
@@ -35,8 +38,14 @@ COUNT = "li t1, 0x2000\n1: addi t0, t0, 1\n sd t0, 0(t1)\n j 1b\n"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def vmmd() -> AsyncIterator[Client]:
-    async with local_daemon() as url, connect(url) as client:
+async def url() -> AsyncIterator[str]:
+    async with local_daemon() as url:
+        yield url
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def vmmd(url: str) -> AsyncIterator[Client]:
+    async with connect(url) as client:
         yield client
 
 
@@ -66,11 +75,22 @@ async def counts_on(vm: Vm) -> None:
             pass
 
 
-async def overlap(vm: Vm) -> None:
-    async with vm.transaction(hold=True) as t:
-        slot = t.delete(1)
-        t.create(1, guest_phys_addr=0x3000, memory_size=PAGE, userspace_addr=slot.userspace_addr)
-        t.create(2, guest_phys_addr=0x1000, memory_size=PAGE, userspace_addr=slot.userspace_addr)
+@contextlib.asynccontextmanager
+async def one_that_asks_for_too_high_a_slot(url: str, in_place_of: int) -> AsyncIterator[Client]:
+    """A client on whose way to the daemon a slot's id is made one that KVM does not have."""
+    http = HttpTransport(url)
+
+    async def answer(body: bytes) -> bytes:
+        return await http.exchange(body.replace(b'"slot":%d,' % in_place_of, b'"slot":40000,'), 30)
+
+    yield Client(MemoryTransport(answer))
+    await http.aclose()
+
+
+async def grow_and_create_slot_7(vm: Vm) -> None:
+    async with vm.transaction() as t:
+        slot = t.grow(1, PAGE)
+        t.create(7, guest_phys_addr=0x10_0000, memory_size=PAGE, userspace_addr=slot.userspace_addr)
 
 
 async def test_a_transaction_under_a_running_guest_is_never_noticed(vmmd: Client):
@@ -102,13 +122,14 @@ async def test_the_dirty_bitmap_of_a_slot_that_goes_has_the_running_guests_last_
     await vm.stop()
 
 
-async def test_a_refused_step_leaves_the_map_and_the_running_guest_as_they_were(vmmd: Client):
+async def test_a_refused_step_leaves_the_map_and_the_running_guest_as_they_were(vmmd: Client, url: str):
     vm = await counting_vm(vmmd)
     before = await vm.get_memory_regions()
     await vm.start()
-    with pytest.raises(TransactionRefused, match="step 2") as caught:
-        await overlap(vm)
-    assert isinstance(caught.value.__cause__, SlotOverlap)
+    async with one_that_asks_for_too_high_a_slot(url, in_place_of=7) as other:
+        with pytest.raises(TransactionRefused, match="step 2") as caught:
+            await grow_and_create_slot_7(other.vm(vm.id))
+    assert isinstance(caught.value.__cause__, InvalidArgument)
     assert caught.value.rolled_back
     assert (await vm.get_memory_regions()).slots == before.slots
     await counts_on(vm)

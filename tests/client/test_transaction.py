@@ -160,9 +160,10 @@ async def test_no_change_is_no_batch_and_the_generation_that_stands(daemon: Fake
 async def test_a_logged_slots_bitmap_is_fetched_inside_the_hold_before_its_delete(daemon: FakeDaemon, vm: Vm):
     async with vm.transaction() as t:
         t.delete(2)
-    assert daemon.last_methods == [KICK, FETCH, SET, RESUME]
-    kick, fetch, *_ = params(daemon)
-    assert fetch["hold"] == kick["hold"]
+    fetched, changed = daemon.requests[-2:]
+    assert [entry["method"] for entry in fetched] == [KICK, FETCH]
+    assert [entry["method"] for entry in changed] == [KICK, SET, RESUME]
+    assert len({entry["params"]["hold"] for entry in (*fetched, *changed)}) == 1
     (dirty,) = t.result.dirty
     assert (dirty.slot, dirty.guest_phys_addr, list(dirty.dirty_pages())) == (2, 0x1_0000, [0x1_0000])
 
@@ -233,12 +234,14 @@ async def test_a_refused_step_is_named_and_all_is_rolled_back(daemon: FakeDaemon
     assert (await vm.slot_table()).slots == before
 
 
-async def test_a_refused_step_without_a_hold_says_what_stands(daemon: FakeDaemon, vm: Vm):
+async def test_where_a_step_without_a_hold_is_refused_those_before_it_are_undone(daemon: FakeDaemon, vm: Vm):
+    before = (await vm.slot_table()).slots
     daemon.refuse[7] = RefusedError(errno.EINVAL, "no", ioctl="KVM_SET_USER_MEMORY_REGION")
-    with pytest.raises(TransactionRefused, match="steps before it stand") as caught:
+    with pytest.raises(TransactionRefused, match="were undone, the map is as it was") as caught:
         await delete_1_and_add_7_and_8(vm)
-    assert (caught.value.step, caught.value.rolled_back) == (1, False)
-    assert sorted((await vm.slot_table()).slots) == [0, 2]
+    assert (caught.value.step, caught.value.rolled_back) == (1, True)
+    assert isinstance(caught.value.__cause__, InvalidArgument)
+    assert (await vm.slot_table()).slots == before
 
 
 async def test_a_refused_first_step_without_a_hold_is_a_refused_transaction_too(daemon: FakeDaemon, vm: Vm):

@@ -1,0 +1,86 @@
+"""How a plan is carried out: the script of a transaction, from its first call to the certainty of what became of it.
+
+Three ways, by what the plan needs:
+
+- calls: where no vCPU can see the difference, nobody is held. A dry run first, then one call after another, each with
+  the generation that the one before it left; one that is refused has those before it undone.
+- hold: a batch [kick, changes, resume]. Where dirty bits are fetched, or one body does not take all of it, several
+  bodies share the hold; the fetches' answers are here before the body that ends with the resume goes out. So the bits
+  are never in an answer alone: when that body's answer is lost, the hold's name tells whether it was done.
+- list: one call with all changes, where there are more than a batch takes and no bits to keep. The guest waits for one
+  publication.
+
+Pure, without I/O: see `script`.
+"""
+
+import enum
+
+from . import calls
+from .bodies import SMALL, BodySize, size_of
+from .commit_calls import MAX_LIST, check, commit_by_calls, commit_by_list, list_entry
+from .commit_held import commit_held, in_order
+from .dirty import DirtyView
+from .order import Order, TransactionResult
+from .script import Exchange, Script
+
+MOST_SINGLE_CALLS = 16
+"""Up to so many changes that need no hold go one by one; for more of them one publication is the lesser evil."""
+
+
+class Way(enum.Enum):
+    """How a plan is carried out; the module says when."""
+
+    CALLS = "calls"
+    HOLD = "hold"
+    LIST = "list"
+
+
+def commit(order: Order, view: DirtyView) -> Script[TransactionResult]:
+    """Carry out a plan, and hand the bits of slots that went to the dirty view.
+
+    Raises:
+        StaleGeneration: somebody else has changed the map; nothing was done.
+        KickTimeout, HoldConflict: the turn did not come; nothing was done.
+        TransactionRefused: the daemon refused a step, which is named; it says what stands.
+        TransactionUnsettled: the answer is lost, and so is that to the question what became of it.
+        TransportError, ProtocolError: the answer is lost; nothing was done.
+        PlanTooLarge: it goes into no body that the daemon takes; nothing was sent.
+    """
+    limits = yield from _limits(order)
+    way = way_of(order, limits)
+    if way is Way.CALLS:
+        return (yield from commit_by_calls(order, view))
+    if way is Way.LIST:
+        return (yield from commit_by_list(order, view))
+    return (yield from commit_held(order, limits, view))
+
+
+def dry_run(order: Order) -> Script[TransactionResult]:
+    """Have the daemon check a plan; nothing is changed.
+
+    Raises:
+        StaleGeneration: somebody else has changed the map.
+        TransactionRefused: the daemon would refuse a step, which is named.
+        PlanTooLarge: it does not go into one body.
+    """
+    limits = yield from _limits(order)
+    return (yield from check(order, limits))
+
+
+def way_of(order: Order, limits: BodySize = SMALL) -> Way:
+    """Tell how a plan is carried out."""
+    plan = order.plan
+    if not plan.needs_hold and not order.forced and len(plan.changes) <= MOST_SINGLE_CALLS:
+        return Way.CALLS
+    if plan.fetches or size_of(in_order(order)).is_within(limits):
+        return Way.HOLD
+    list_fits = len(plan.changes) <= MAX_LIST and size_of([list_entry(order)]).is_within(limits)
+    return Way.LIST if list_fits else Way.HOLD
+
+
+def _limits(order: Order) -> Script[BodySize]:
+    """Ask for the daemon's limits, where it matters what they are."""
+    if size_of(in_order(order)).is_within(SMALL):
+        return SMALL
+    [answer] = yield Exchange((calls.get_info(),))
+    return BodySize.of(answer.result().limits)
