@@ -51,6 +51,11 @@ class Transaction:
         return self._result
 
     @property
+    def draft(self) -> Draft:
+        """The changes so far; it takes more of them inside the block."""
+        return self._changing()
+
+    @property
     def slots(self) -> SlotMap:
         """The map as it will be with the changes so far."""
         return self._drafted().slots
