@@ -9,6 +9,7 @@ from .channel import Batch, Reply
 from .connection import Client, connect, from_env
 from .dirty import DirtyBitmap, DirtyPages
 from .dirty_log import DirtyLog
+from .draft import Draft
 from .errors import (
     AlreadyExists,
     BadAddress,
@@ -80,6 +81,7 @@ __all__ = [
     "DirtyLog",
     "DirtyPages",
     "Disconnected",
+    "Draft",
     "Event",
     "Events",
     "Hold",

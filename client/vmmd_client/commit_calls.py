@@ -7,7 +7,7 @@ from vmmd.api.memslots import RegionListResult, RegionsResult
 from . import calls
 from .bodies import SMALL, BodySize, Entry, size_of
 from .dirty import DirtyBitmap, DirtyView
-from .errors import PlanTooLarge, RpcError, VmmdError
+from .errors import PlanTooLarge, RpcError, TransactionUnsettled, VmmdError
 from .memslots import Memslot, SlotMap, deletion_of
 from .order import Order, TransactionResult, refusal, refusal_of
 from .plan import Change
@@ -82,6 +82,10 @@ def commit_by_calls(order: Order, view: DirtyView) -> Script[TransactionResult]:
                 generation = yield from was_done(order.vm, generation, maps[-2], maps[-1], lost)
             except LOST as not_done:
                 yield from _end_at(order, view, maps, index, not_done)
+            except TransactionUnsettled as unsettled:
+                if index:
+                    unsettled.add_note(f"the {index} steps before {change} stand; hold=True gives all or nothing")
+                raise
             answer_was_lost = True
     return TransactionResult(generation, None, None, (), answer_was_lost)
 

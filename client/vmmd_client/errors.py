@@ -391,9 +391,10 @@ class TransactionRefused(VmmdError):
 
 
 class TransactionUnsettled(VmmdError):
-    """What became of a transaction could not be learned: it was done whole, or not at all. `__cause__` says why.
+    """What became of a transaction could not be learned. `__cause__` says why.
 
-    The next use of the VM's dirty view asks again, and the next transaction reads the map anew.
+    In a hold it was done whole, or not at all; without one the steps before the last stand. The next use of the VM's
+    dirty view asks again, and the next transaction reads the map anew.
     """
 
 

@@ -1,0 +1,364 @@
+"""A transaction of which any round trip goes wrong: the old map or the new one, nobody held, and every store told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from vmmd_client import (
+    Client,
+    MemFlag,
+    PlanTooLarge,
+    ProtocolError,
+    StaleGeneration,
+    Transaction,
+    TransactionRefused,
+    TransactionUnsettled,
+    TransportError,
+    Vm,
+    VmmdError,
+)
+from vmmd_client.memslots import Memslot, SlotMap
+
+from .core import LIMITS, Fault, Wire, core
+
+PAGE = 4096
+LOG = int(MemFlag.LOG_DIRTY_PAGES)
+Change = Callable[[Transaction], None]
+
+
+@pytest.fixture
+async def there() -> AsyncIterator[tuple[Client, Wire]]:
+    async with core(lease_ms=20) as there:
+        yield there
+
+
+async def a_vm(client: Client) -> Vm:
+    """Slots 0 and 1 are plain and neighbours, 2 and 3 log and are neighbours, 4 lies by itself."""
+    vm = await client.kvm.create_vm()
+    base = await vm.map_host_memory(256 * PAGE)
+    for slot, first, pages, flags in [(0, 0, 4, 0), (1, 4, 4, 0), (2, 16, 70, LOG), (3, 86, 6, LOG), (4, 128, 2, 0)]:
+        await vm.set_user_memory_region(
+            slot,
+            guest_phys_addr=first * PAGE,
+            memory_size=pages * PAGE,
+            userspace_addr=base + first * PAGE,
+            flags=flags,
+        )
+    return vm
+
+
+STORES = [page * PAGE for page in (16, 17, 80, 85, 86, 91)]
+
+
+async def store(vm: Vm) -> None:
+    for gpa in STORES:
+        await vm.write_guest_memory(gpa, b"\1")
+
+
+def shrink(t: Transaction) -> None:
+    t.shrink(0, PAGE)
+
+
+def merge_logged(t: Transaction) -> None:
+    t.merge(2, 3)
+
+
+def switch_logging_off_and_move(t: Transaction) -> None:
+    t.set_flags(2, log_dirty=False)
+    t.move(3, 200 * PAGE)
+
+
+def change_far_apart(t: Transaction) -> None:
+    """Three changes that no vCPU can see half done."""
+    gone = t.delete(4)
+    t.create(guest_phys_addr=192 * PAGE, memory_size=PAGE, userspace_addr=gone.userspace_addr)
+    t.create(guest_phys_addr=194 * PAGE, memory_size=PAGE, userspace_addr=gone.userspace_addr)
+
+
+def one_move(t: Transaction) -> None:
+    t.move(4, 192 * PAGE)
+
+
+def split_much(t: Transaction) -> None:
+    """More than one body takes, over a map that is in use: one list."""
+    for slot in range(400):
+        t.create(1000 + slot, guest_phys_addr=(1 << 30) + slot * PAGE, memory_size=PAGE, userspace_addr=PAGE)
+    t.shrink(0, PAGE)
+
+
+def merge_logged_and_split_much(t: Transaction) -> None:
+    """More than one body takes, with dirty bits to keep: several bodies in one hold."""
+    split_much(t)
+    t.merge(2, 3)
+
+
+CHANGES: list[Change] = [
+    shrink,
+    merge_logged,
+    switch_logging_off_and_move,
+    change_far_apart,
+    one_move,
+    split_much,
+    merge_logged_and_split_much,
+]
+
+
+async def attempt(vm: Vm, change: Change) -> VmmdError | None:
+    try:
+        async with vm.transaction(wait_ms=50) as t:
+            change(t)
+    except VmmdError as error:
+        return error
+    return None
+
+
+async def wanted(vm: Vm, change: Change) -> tuple[SlotMap, SlotMap]:
+    before = (await vm.slot_table()).slots
+    t = vm.transaction(dry_run=True)
+    async with t:
+        change(t)
+    return before, t.plan().after
+
+
+async def check(client: Client, vm: Vm, before: SlotMap, after: SlotMap, error: VmmdError | None) -> bool:
+    """What has to be so behind any fault; tells whether the map is the new one."""
+    other = client.vm(vm.id)
+    # Answered at once, so nobody is held.
+    await other.read_host_memory(next(iter(before.values())).userspace_addr, 1)
+    standing = (await other.get_memory_regions()).slots
+    assert standing in (before, after)
+    if not isinstance(error, TransactionUnsettled):
+        assert (standing == after) == (error is None)
+    assert (await vm.slot_table()).slots == standing
+    assert list(await vm.dirty.fetch()) == STORES
+    assert list(await vm.dirty.fetch()) == []
+    return standing == after
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("fault", Fault)
+async def test_a_fault_at_any_round_trip_leaves_the_old_map_or_the_new_one_and_loses_no_store(
+    there: tuple[Client, Wire], change: Change, fault: Fault
+):
+    client, wire = there
+    position = 0
+    while True:
+        vm = await a_vm(client)
+        before, after = await wanted(vm, change)
+        await store(vm)
+        wire.set_weather(lambda number, at=position: fault if number == at else None)
+        error = await attempt(vm, change)
+        was_reached = wire.round_trips > position
+        wire.set_weather(lambda _: None)
+        is_new = await check(client, vm, before, after, error)
+        await vm.destroy()
+        if not was_reached:
+            assert error is None
+            assert is_new
+            break
+        position += 1
+    assert position > 0
+
+
+@pytest.mark.parametrize("change", [change for change in CHANGES if change is not change_far_apart])
+@pytest.mark.parametrize("fault", [Fault.LOST_REQUEST, Fault.LOST_REPLY])
+async def test_a_daemon_that_stays_away_for_a_while_is_asked_later_and_no_store_is_lost(
+    there: tuple[Client, Wire], change: Change, fault: Fault
+):
+    client, wire = there
+    maps: set[bool] = set()
+    position = 0
+    while True:
+        vm = await a_vm(client)
+        before, after = await wanted(vm, change)
+        await store(vm)
+        wire.set_weather(lambda number, at=position: fault if number >= at else None)
+        error = await attempt(vm, change)
+        was_reached = wire.round_trips > position
+        wire.set_weather(lambda _: None)
+        # A hold that nobody could end goes with its lease.
+        await client.vm(vm.id).read_host_memory(before[0].userspace_addr, 1, wait_ms=10_000)
+        maps.add(await check(client, vm, before, after, error))
+        await vm.destroy()
+        if not was_reached:
+            break
+        assert error is not None
+        position += 1
+    assert position > 0
+    assert True in maps
+
+
+async def test_without_a_hold_a_daemon_that_goes_away_in_between_leaves_a_part_and_the_error_says_so(
+    there: tuple[Client, Wire],
+):
+    client, wire = there
+    vm = await a_vm(client)
+    before, after = await wanted(vm, change_far_apart)
+    # The dry run, the first change, and nothing behind it.
+    wire.set_weather(lambda number: Fault.LOST_REQUEST if number >= 2 else None)
+    error = await attempt(vm, change_far_apart)
+    wire.set_weather(lambda _: None)
+    assert isinstance(error, TransactionUnsettled)
+    assert "the 1 steps before" in error.__notes__[0]
+    standing = (await vm.slot_table()).slots
+    assert standing not in (before, after)
+    assert standing == (await client.vm(vm.id).get_memory_regions()).slots
+
+
+async def test_a_cancelled_transaction_ends_its_hold_behind_the_callers_back(there: tuple[Client, Wire]):
+    client, wire = there
+    vm = await a_vm(client)
+    before, after = await wanted(vm, merge_logged)
+    await store(vm)
+    hangs = asyncio.Event()
+    exchange = wire.exchange
+
+    async def hang_once(body: bytes, timeout_s: float) -> bytes:
+        answer = await exchange(body, timeout_s)
+        if b"kick" in body and not hangs.is_set():
+            hangs.set()
+            await asyncio.Event().wait()
+        return answer
+
+    wire.exchange = hang_once  # type: ignore[method-assign]
+    attempting = asyncio.create_task(attempt(vm, merge_logged))
+    await hangs.wait()
+    attempting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempting
+    await client.vm(vm.id).read_host_memory(before[0].userspace_addr, 1, wait_ms=10_000)
+    assert not await check(client, vm, before, after, TransportError())
+
+
+async def test_a_batch_that_still_stands_in_line_is_waited_for_and_its_end_is_known(there: tuple[Client, Wire]):
+    client, wire = there
+    vm = await a_vm(client)
+    before, after = await wanted(vm, shrink)
+    await store(vm)
+    exchange = wire.exchange
+    late: list[asyncio.Task[bytes]] = []
+
+    async def gone_while_it_waits(body: bytes, timeout_s: float) -> bytes:
+        if b"memory_size" in body:
+            late.append(asyncio.create_task(exchange(body, timeout_s)))
+            await asyncio.sleep(0)
+            raise TransportError("gone while it stood in line")
+        return await exchange(body, timeout_s)
+
+    other = client.vm(vm.id)
+    await other.kick_all_running_vcpus("somebody else's", lease_ms=10_000)
+    wire.exchange = gone_while_it_waits  # type: ignore[method-assign]
+    attempting = asyncio.create_task(attempt(vm, shrink))
+    while wire.round_trips < 3:
+        await asyncio.sleep(0)
+    await other.resume_all_kicked_vcpus("somebody else's")
+    error = await attempting
+    await asyncio.gather(*late)
+    assert error is None
+    assert await check(client, vm, before, after, None)
+
+
+async def test_a_second_client_that_changes_the_map_first_is_a_clear_conflict(there: tuple[Client, Wire]):
+    client, _ = there
+    vm = await a_vm(client)
+    before, _ = await wanted(vm, shrink)
+    async with client.vm(vm.id).transaction() as t:
+        one_move(t)
+    for change in (shrink, merge_logged, change_far_apart, split_much):
+        vm.know_slot_table((await vm.get_memory_regions()).generation - 1, before)
+        assert isinstance(await attempt(vm, change), StaleGeneration)
+    assert (await vm.get_memory_regions()).slots[4].guest_phys_addr == 192 * PAGE
+
+
+async def test_where_another_client_comes_between_single_calls_those_before_are_undone(there: tuple[Client, Wire]):
+    client, wire = there
+    vm = await a_vm(client)
+    before, _ = await wanted(vm, change_far_apart)
+    exchange = wire.exchange
+    calls = 0
+
+    async def change_between(body: bytes, timeout_s: float) -> bytes:
+        nonlocal calls
+        calls += b'"vm.set_user_memory_region"' in body
+        if calls == 2:
+            calls += 1
+            await client.vm(vm.id).set_user_memory_region(
+                9, guest_phys_addr=1 << 32, memory_size=PAGE, userspace_addr=PAGE
+            )
+        return await exchange(body, timeout_s)
+
+    wire.exchange = change_between  # type: ignore[method-assign]
+    error = await attempt(vm, change_far_apart)
+    assert isinstance(error, TransactionRefused)
+    assert error.rolled_back
+    assert isinstance(error.__cause__, StaleGeneration)
+    assert (await vm.get_memory_regions()).slots == {**before, 9: Memslot(9, 0, 1 << 32, PAGE, PAGE)}
+
+
+async def check_thousands(vm: Vm) -> None:
+    async with vm.transaction(dry_run=True) as t:
+        for slot in range(3000):
+            t.create(guest_phys_addr=(1 << 30) + slot * PAGE, memory_size=PAGE, userspace_addr=PAGE)
+
+
+async def test_what_goes_into_no_body_is_refused_before_anything_is_sent(there: tuple[Client, Wire]):
+    client, wire = there
+    vm = await a_vm(client)
+    await vm.slot_table()
+    wire.set_weather(lambda _: None)
+    with pytest.raises(PlanTooLarge, match="make several transactions"):
+        await check_thousands(vm)
+    assert [b"get_info" in body for body in wire.bodies] == [True]
+
+
+async def test_thousands_of_slots_go_in_bodies_that_the_daemon_takes_and_one_hold(there: tuple[Client, Wire]):
+    client, wire = there
+    vm = await a_vm(client)
+    await store(vm)
+    wire.set_weather(lambda _: None)
+    async with vm.transaction() as t:
+        for slot in range(3000):
+            t.create(guest_phys_addr=(1 << 30) + slot * PAGE, memory_size=PAGE, userspace_addr=PAGE)
+        t.merge(2, 3)
+    assert len((await vm.get_memory_regions()).slots) == 3004
+    assert max(map(len, wire.bodies)) <= LIMITS["body_bytes"]
+    assert wire.round_trips > 3000 // LIMITS["batch_calls"]
+    assert t.result.pause_ns is not None
+    assert list(await vm.dirty.fetch()) == STORES
+
+
+async def test_a_lost_answer_to_a_fetch_makes_the_pages_dirty_that_it_was_about(there: tuple[Client, Wire]):
+    client, wire = there
+    vm = await a_vm(client)
+    await store(vm)
+    wire.set_weather(lambda number: Fault.LOST_REPLY if number == 1 else None)
+    with pytest.raises(TransportError):
+        await vm.dirty.fetch()
+    wire.set_weather(lambda _: None)
+    assert set(STORES) <= set(await vm.dirty.fetch()) <= {page * PAGE for page in range(16, 92)}
+
+
+async def test_a_vm_with_manual_protection_has_its_bits_cleared_once_they_are_here(there: tuple[Client, Wire]):
+    client, wire = there
+    vm = await a_vm(client)
+    await vm.enable_cap("KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2", [1])
+    await store(vm)
+    wire.set_weather(lambda number: Fault.LOST_REPLY if number in {1, 4} else None)
+    for _ in range(2):
+        with pytest.raises(TransportError):
+            await vm.dirty.fetch(manual_protect=True)
+    assert list(await vm.dirty.fetch(manual_protect=True)) == STORES
+    assert list(await vm.dirty.fetch(manual_protect=True)) == []
+
+
+async def test_a_reply_that_is_none_is_asked_after_like_one_that_is_lost(there: tuple[Client, Wire]):
+    client, wire = there
+    vm = await a_vm(client)
+    before, _ = await wanted(vm, shrink)
+    wire.set_weather(lambda number: Fault.GARBLED_REPLY if number >= 0 else None)
+    assert isinstance(await attempt(vm, shrink), TransactionUnsettled | ProtocolError)
+    wire.set_weather(lambda _: None)
+    assert (await vm.slot_table()).slots != before
