@@ -26,7 +26,8 @@ GPA_END = 1 << 52
 USERSPACE_END = (1 << 47) - PAGE_SIZE
 """The first address behind what a slot can point at."""
 
-_ALL_FLAGS = MemFlag.LOG_DIRTY_PAGES | MemFlag.READONLY
+# An integer: the complement of a flag has no bits but those of other flags.
+_ALL_FLAGS = int(MemFlag.LOG_DIRTY_PAGES | MemFlag.READONLY)
 
 
 class Draft:
@@ -186,8 +187,8 @@ class Draft:
         flags = old.flags
         for wanted, flag in ((log_dirty, MemFlag.LOG_DIRTY_PAGES), (readonly, MemFlag.READONLY)):
             if wanted is not None:
-                flags = flags | flag if wanted else flags & ~flag
-        return self._put(replace(old, flags=int(flags)))
+                flags = flags | int(flag) if wanted else flags & ~int(flag)
+        return self._put(replace(old, flags=flags))
 
     def plan(self) -> Plan:
         """Give the steps, and whether they need a hold.

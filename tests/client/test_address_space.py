@@ -1,0 +1,328 @@
+"""Address spaces over the daemon's real core: a change of the tree is one transaction, or none."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from vmmd_client import (
+    Client,
+    InvalidArgument,
+    MemFlag,
+    Memslot,
+    Misaligned,
+    PlanError,
+    RangeOverlap,
+    StaleGeneration,
+    TransactionRefused,
+    TransactionUnsettled,
+    Vm,
+    VmmdError,
+)
+from vmmd_client.address_space import AddressSpace, alias, container, flatten, ram, reservation, rom, rom_device
+from vmmd_client.errors import OutOfRange
+from vmmd_client.flat_view import slots_of
+from vmmd_client.memslots import SlotMap
+from vmmd_client.pc_demo import show
+from vmmd_client.regions import MemoryRegion
+
+from .core import Fault, Wire, core
+
+PAGE = 4096
+
+
+@pytest.fixture
+async def there() -> AsyncIterator[tuple[Client, Wire]]:
+    async with core() as there:
+        yield there
+
+
+class Machine:
+    """A VM with 16 pages of RAM at 0, and a device's window of two pages over it that is off."""
+
+    def __init__(self, vm: Vm, memory: int) -> None:
+        self.vm = vm
+        self.memory = memory
+        self.root = container("system", 1 << 30)
+        self.ram = self.root.add(ram("ram", 16 * PAGE, memory), 0)
+        self.window = self.root.add(reservation("window", 2 * PAGE), 4 * PAGE, priority=1)
+        self.window.enabled = False
+        self.space = AddressSpace(vm, self.root)
+
+    async def places(self) -> list[tuple[int, int, int]]:
+        slots: SlotMap = (await self.vm.get_memory_regions()).slots
+        in_order = sorted(slots.values(), key=lambda slot: slot.guest_phys_addr)
+        return [(slot.guest_phys_addr // PAGE, slot.end // PAGE, slot.flags) for slot in in_order]
+
+    async def update(self, **changes: Any) -> None:
+        """Change the window's attributes."""
+        async with self.space.update():
+            for name, value in changes.items():
+                setattr(self.window, name, value)
+
+
+@pytest.fixture
+async def machine(there: tuple[Client, Wire]) -> Machine:
+    client, _ = there
+    vm = await client.kvm.create_vm()
+    machine = Machine(vm, await vm.map_host_memory(64 * PAGE))
+    async with machine.space.update():
+        pass
+    return machine
+
+
+async def test_a_window_over_ram_splits_its_slot_and_is_closed_again(machine: Machine):
+    assert await machine.places() == [(0, 16, 0)]
+    async with machine.space.update() as update:
+        machine.window.enabled = True
+    assert update.plan.reason == "[0x0, 0x4000) goes with slot 0 and comes again with slot 0"
+    assert update.result.pause_ns is not None
+    assert await machine.places() == [(0, 4, 0), (6, 16, 0)]
+    assert machine.space.view == flatten(machine.root)
+    await machine.update(enabled=False)
+    assert await machine.places() == [(0, 16, 0)]
+
+
+async def test_a_change_that_changes_nothing_asks_nothing(there: tuple[Client, Wire], machine: Machine):
+    _, wire = there
+    wire.set_weather(lambda _: None)
+    async with machine.space.update() as update:
+        machine.window.enabled = True
+        machine.window.enabled = False
+    assert (wire.round_trips, update.plan.steps) == (0, ())
+
+
+async def test_only_what_has_changed_is_touched(machine: Machine):
+    async with machine.space.update() as update:
+        machine.root.add(ram("dimm", 4 * PAGE, machine.memory + 32 * PAGE), 32 * PAGE)
+    assert [str(step) for step in update.plan.steps] == ["create slot 1 [0x20000, 0x24000)"]
+    assert update.result.pause_ns is None
+
+
+async def test_a_rom_device_has_a_read_only_slot_and_as_registers_none(machine: Machine):
+    flash = rom_device("flash", 2 * PAGE, machine.memory + 32 * PAGE)
+    async with machine.space.update():
+        machine.root.add(flash, 32 * PAGE)
+        machine.root.add(rom("rom", PAGE, machine.memory + 40 * PAGE), 40 * PAGE)
+    assert await machine.places() == [(0, 16, 0), (32, 34, MemFlag.READONLY), (40, 41, MemFlag.READONLY)]
+    async with machine.space.update():
+        flash.reads_memory = False
+    assert await machine.places() == [(0, 16, 0), (40, 41, MemFlag.READONLY)]
+
+
+async def raise_in_the_middle(machine: Machine) -> None:
+    async with machine.space.update():
+        machine.window.enabled = True
+        machine.root.add(reservation("other", PAGE), 8 * PAGE, priority=2)
+        machine.root.remove(machine.ram)
+        raise KeyError("x")
+
+
+async def test_an_exception_in_the_block_sends_nothing_and_the_tree_is_as_it_was(
+    there: tuple[Client, Wire], machine: Machine
+):
+    _, wire = there
+    wire.set_weather(lambda _: None)
+    with pytest.raises(KeyError):
+        await raise_in_the_middle(machine)
+    assert wire.round_trips == 0
+    assert flatten(machine.root) == machine.space.view
+    assert (machine.window.enabled, machine.ram.container) == (False, machine.root)
+
+
+async def test_where_the_daemon_refuses_tree_and_map_are_as_they_were(there: tuple[Client, Wire], machine: Machine):
+    _, wire = there
+    wire.set_weather(lambda _: Fault.REFUSED)
+    with pytest.raises(TransactionRefused, match=r"step 2 .*rolled back") as caught:
+        await machine.update(enabled=True)
+    wire.set_weather(lambda _: None)
+    assert isinstance(caught.value.__cause__, InvalidArgument)
+    assert not machine.window.enabled
+    assert await machine.places() == [(0, 16, 0)]
+
+
+async def test_after_an_update_whose_end_is_not_known_the_next_one_puts_the_map_right(
+    there: tuple[Client, Wire], machine: Machine
+):
+    _, wire = there
+    wire.set_weather(lambda number: Fault.LOST_REPLY)
+    with pytest.raises(TransactionUnsettled):
+        await machine.update(enabled=True)
+    wire.set_weather(lambda _: None)
+    assert not machine.window.enabled
+    assert await machine.places() == [(0, 4, 0), (6, 16, 0)]
+    await machine.update()
+    assert await machine.places() == [(0, 16, 0)]
+
+
+async def test_a_dry_run_is_checked_by_the_daemon_and_changes_neither_tree_nor_map(
+    there: tuple[Client, Wire], machine: Machine
+):
+    _, wire = there
+    wire.set_weather(lambda _: None)
+    async with machine.space.update(dry_run=True) as update:
+        machine.window.enabled = True
+    assert [b'"dry_run":true' in body for body in wire.bodies] == [True]
+    assert len(update.plan.changes) == 3
+    assert not machine.window.enabled
+    assert await machine.places() == [(0, 16, 0)]
+
+
+async def test_slots_of_others_are_left_alone_and_nothing_is_laid_over_them(machine: Machine):
+    theirs = Memslot(0x100, 0, 64 * PAGE, PAGE, machine.memory)
+    await machine.vm.set_user_memory_region(
+        theirs.slot, guest_phys_addr=64 * PAGE, memory_size=PAGE, userspace_addr=machine.memory
+    )
+    await machine.update(enabled=True)
+    assert (await machine.vm.get_memory_regions()).slots[0x100] == theirs
+    with pytest.raises(RangeOverlap) as caught:
+        await plug(machine, 63 * PAGE, 2 * PAGE)
+    assert 0x100 in caught.value.slots
+    assert await machine.places() == [(0, 4, 0), (6, 16, 0), (64, 65, 0)]
+
+
+async def plug(machine: Machine, addr: int, size: int, userspace_addr: int | None = None) -> None:
+    memory = machine.memory if userspace_addr is None else userspace_addr
+    async with machine.space.update():
+        machine.root.add(ram("dimm", size, memory), addr)
+
+
+async def test_where_another_client_was_first_the_comparison_is_made_anew(there: tuple[Client, Wire], machine: Machine):
+    client, _ = there
+    await client.vm(machine.vm.id).set_user_memory_region(
+        9, guest_phys_addr=64 * PAGE, memory_size=PAGE, userspace_addr=machine.memory
+    )
+    await machine.update(enabled=True)
+    assert await machine.places() == [(0, 4, 0), (6, 16, 0), (64, 65, 0)]
+
+
+async def test_another_client_who_is_always_first_is_told_in_the_end(there: tuple[Client, Wire], machine: Machine):
+    client, wire = there
+    exchange, number = wire.exchange, 100
+
+    async def change_before(body: bytes, timeout_s: float) -> bytes:
+        nonlocal number
+        if b"kick" in body:
+            number += 1
+            await exchange(
+                b'{"jsonrpc":"2.0","id":1,"method":"vm.set_user_memory_region","params":{"vm":"%s","slot":%d,"flags":0,'
+                b'"guest_phys_addr":%d,"memory_size":4096,"userspace_addr":4096}}'
+                % (machine.vm.id.encode(), number, number * PAGE),
+                timeout_s,
+            )
+        return await exchange(body, timeout_s)
+
+    wire.exchange = change_before  # type: ignore[method-assign]
+    with pytest.raises(StaleGeneration):
+        await machine.update(enabled=True)
+    assert not machine.window.enabled
+    assert len((await client.vm(machine.vm.id).get_memory_regions()).slots) == 6
+
+
+async def test_two_tasks_that_change_one_tree_take_turns(machine: Machine):
+    inside = 0
+
+    async def switch(*, enabled: bool) -> None:
+        nonlocal inside
+        async with machine.space.update():
+            inside += 1
+            assert inside == 1
+            await asyncio.sleep(0)
+            machine.window.enabled = enabled
+            inside -= 1
+
+    await asyncio.gather(*(switch(enabled=number % 2 == 0) for number in range(5)))
+    assert await machine.places() == [(0, 4, 0), (6, 16, 0)]
+
+
+async def test_logging_that_goes_with_a_split_keeps_its_bits(machine: Machine):
+    async with machine.space.update():
+        machine.root.log_dirty = True
+    await machine.vm.write_guest_memory(5 * PAGE, b"x")
+    await machine.vm.write_guest_memory(9 * PAGE, b"x")
+    await machine.update(enabled=True)
+    await machine.vm.write_guest_memory(10 * PAGE, b"x")
+    assert list(await machine.vm.dirty.fetch(8 * PAGE, 2 * PAGE)) == [9 * PAGE]
+    assert list(await machine.vm.dirty.fetch()) == [5 * PAGE, 10 * PAGE]
+
+
+async def test_a_region_that_lies_where_no_slot_can_be_is_refused_before_anything_is_sent(
+    there: tuple[Client, Wire], machine: Machine
+):
+    _, wire = there
+    wire.set_weather(lambda _: None)
+    with pytest.raises(Misaligned, match="region 'dimm' has userspace_addr"):
+        await plug(machine, 64 * PAGE, PAGE, machine.memory + 1)
+    with pytest.raises(OutOfRange, match="userspace_addr"):
+        await plug(machine, 64 * PAGE, PAGE, (1 << 47) - PAGE)
+    assert wire.round_trips == 0
+
+
+def test_parts_of_a_page_are_no_slot():
+    root = container("system", 1 << 30)
+    root.add(ram("ram", 3 * PAGE, 0x7000_0800), 0x800)
+    assert list(slots_of(flatten(root))) == [Memslot(0, 0, PAGE, 2 * PAGE, 0x7000_1000)]
+
+
+def test_a_range_larger_than_the_largest_slot_becomes_several():
+    root = container("system", 1 << 52)
+    root.add(ram("ram", 9 << 40, 0), 0)
+    largest = (2**31 - 1) * PAGE
+    assert [(slot.guest_phys_addr, slot.memory_size) for slot in slots_of(flatten(root))] == [
+        (0, largest),
+        (largest, (9 << 40) - largest),
+    ]
+
+
+def test_of_equal_priority_the_last_one_hides_and_a_container_hides_nothing():
+    root = container("system", 1 << 30)
+    first = root.add(ram("first", 4 * PAGE, 0x1000_0000), 0)
+    second = root.add(ram("second", PAGE, 0x2000_0000), PAGE)
+    root.add(container("empty", 4 * PAGE), 0, priority=9)
+    assert [flat.region for flat in flatten(root).ranges] == [first, second, first]
+
+
+def test_a_tree_that_cannot_be_is_refused():
+    root = container("system", 1 << 30)
+    below = root.add(container("below", PAGE), 0)
+    with pytest.raises(PlanError, match="lies in 'system' already; show it by an alias"):
+        root.add(below, PAGE)
+    with pytest.raises(PlanError, match="does not lie in 'below'"):
+        below.remove(root)
+    below.add(alias("itself", root, 0, PAGE), 0)
+    with pytest.raises(PlanError, match="lies in itself: system → below → itself → system"):
+        flatten(root)
+    for size in (0, -1, (1 << 64) + 1):
+        with pytest.raises(OutOfRange, match="cannot have"):
+            container("nothing", size)
+    with pytest.raises(OutOfRange, match="cannot lie at"):
+        root.add(reservation("low", PAGE), -PAGE)
+
+
+async def test_an_update_has_no_plan_and_no_result_before_its_end(machine: Machine):
+    async with machine.space.update() as update:
+        with pytest.raises(VmmdError, match="no plan"):
+            _ = update.plan
+        with pytest.raises(VmmdError, match="no result"):
+            _ = update.result
+
+
+async def test_the_demonstration_shows_each_switch_of_a_pc(there: tuple[Client, Wire]):
+    client, _ = there
+    written = io.StringIO()
+    await show(await client.kvm.create_vm(), Console(file=written, width=300))
+    lines = written.getvalue().splitlines()
+    assert "and moved; nobody was held" in lines
+    assert "  0  move slot 5 [0xfd000000, 0xfd100000) to [0xfe000000, 0xfe100000)" in lines
+    assert sum("fetch the dirty log" in line for line in lines) == 3
+
+
+def test_regions_are_known_by_themselves_and_not_by_what_they_are():
+    one, other = ram("same", PAGE, 0), ram("same", PAGE, 0)
+    assert one != other
+    assert isinstance(one, MemoryRegion)
