@@ -5,7 +5,6 @@ slots that stand, and only what has changed is touched. Where the block or the d
 and so is the map. The slots of others are left alone.
 """
 
-import asyncio
 from types import TracebackType
 from typing import Self
 
@@ -14,9 +13,10 @@ from .flat_view import FlatView, flatten, lay_out
 from .memslots import Memslot
 from .order import TransactionResult
 from .plan import Plan
-from .regions import MemoryRegion, Snapshot, alias, container, ram, reservation, rom, rom_device
+from .regions import MemoryRegion, Snapshot
 from .transaction import DEFAULT_WAIT_MS
 from .vm import Vm
+from .waiting import Lock
 
 _ATTEMPTS = 5
 
@@ -36,7 +36,7 @@ class AddressSpace:
         self._vm = vm
         # Slots that the last updates wanted: those of them that stand are this address space's own.
         self._claimed: frozenset[Memslot] = frozenset()
-        self._turn = asyncio.Lock()
+        self._turn = Lock()
 
     def update(self, *, dry_run: bool = False, hold: bool = False, wait_ms: int = DEFAULT_WAIT_MS) -> "Update":
         """Change the tree, and the memslots with it: `async with space.update() as update`.
@@ -131,18 +131,3 @@ class Update:
         self._result = transaction.result
         if not self._dry_run:
             space._claimed, space.view = laid, view
-
-
-__all__ = [
-    "AddressSpace",
-    "FlatView",
-    "MemoryRegion",
-    "Update",
-    "alias",
-    "container",
-    "flatten",
-    "ram",
-    "reservation",
-    "rom",
-    "rom_device",
-]

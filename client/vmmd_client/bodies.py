@@ -11,8 +11,8 @@ from typing import Any
 from .errors import PlanTooLarge
 from .protocol import Call
 
-# JSON-RPC's envelope around the parameters of a request, and any result that is no bitmap.
-_ENVELOPE_BYTES = 96
+# JSON-RPC's envelope around the parameters of a request with its `request_id`, and any result that is no bitmap.
+_ENVELOPE_BYTES = 160
 _RESULT_BYTES = 384
 
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from . import calls
 from .bodies import BodySize, Entry, cut
 from .dirty import PAGE_SIZE, DirtyBitmap, DirtyView, Unsettled
-from .errors import KvmError, RpcError, TransactionUnsettled, VmmdError
+from .errors import RpcError, TransactionUnsettled, VmmdError
 from .memslots import Memslot
 from .order import Order, TransactionResult, refusal_of
 from .plan import Plan, bitmap_bytes
 from .script import LOST, NOT_SENT, Answer, Exchange, Script
-from .settle import Became, what_became
+from .settle import Became, ended_as, what_became
 
 LOG_PART_PAGES = 1 << 20
 """How many pages of a dirty log are fetched by one call: 128 KiB of bitmap."""
@@ -79,8 +79,7 @@ def _bodies(order: Order, limits: BodySize) -> list[list[Entry]]:
 
 def _refusal(order: Order, body: list[Entry], answers: list[Answer], *, is_last: bool) -> Script[VmmdError]:
     """Give what is raised for a body of which something was refused; the hold is over then."""
-    resumed = answers[-1].error if is_last else None
-    rolled_back = isinstance(resumed, KvmError) and resumed.rolled_back
+    rolled_back = is_last and ended_as(answers[-1].error) is Became.ROLLED_BACK
     entry, error = next(
         (entry, answer.error) for entry, answer in zip(body, answers, strict=True) if answer.error is not None
     )

@@ -5,7 +5,8 @@ their reader, under the addresses at which the stores were made. It also remembe
 their bits are the reader's if the map was changed, and the slot's own again if it was not. Pure, without I/O.
 """
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 PAGE_SIZE = 4096
@@ -138,28 +139,46 @@ class Unsettled:
 
 
 class DirtyView:
-    """The dirty pages of a VM that nobody has read yet and that no slot's log has any more."""
+    """The dirty pages of a VM that nobody has read yet and that no slot's log has any more.
+
+    Any number of threads may use one.
+    """
 
     def __init__(self) -> None:
-        self.waiting = DirtyPages()
+        self._lock = threading.Lock()
+        self._waiting = DirtyPages()
         self._unsettled: dict[str, Unsettled] = {}
 
     @property
     def unsettled(self) -> tuple[Unsettled, ...]:
         """The transactions whose end has to be asked for before a reader can be told everything."""
-        return tuple(self._unsettled.values())
+        with self._lock:
+            return tuple(self._unsettled.values())
 
-    def carry(self, bitmaps: tuple[DirtyBitmap, ...]) -> None:
-        """Take over the bits of slots that went."""
-        for bitmap in bitmaps:
-            self.waiting.add_bitmap(bitmap)
+    def carry(self, bitmaps: Iterable[DirtyBitmap]) -> None:
+        """Take over the bits of slots that went, or of a log that was fetched."""
+        with self._lock:
+            for bitmap in bitmaps:
+                self._waiting.add_bitmap(bitmap)
+
+    def suppose(self, guest_phys_addr: int, size: int) -> None:
+        """Take every page of a range for dirty: its bits were taken, and are lost."""
+        with self._lock:
+            self._waiting.add_range(guest_phys_addr, size)
+
+    def take(self, guest_phys_addr: int, size: int) -> DirtyPages:
+        """Give what waits in a range to its reader."""
+        with self._lock:
+            return self._waiting.take(guest_phys_addr, size)
 
     def leave_unsettled(self, transaction: Unsettled) -> None:
         """Remember a transaction whose end is not known."""
-        self._unsettled[transaction.hold] = transaction
+        with self._lock:
+            self._unsettled[transaction.hold] = transaction
 
     def settle(self, hold: str, *, was_done: bool) -> None:
         """Take over the bits of a transaction that was done, or leave them to the slots of one that was not."""
-        transaction = self._unsettled.pop(hold, None)
+        with self._lock:
+            transaction = self._unsettled.pop(hold, None)
         if transaction is not None and was_done:
             self.carry(transaction.dirty)

@@ -78,7 +78,7 @@ def fetch(question: Question, view: DirtyView) -> Script[DirtyPages]:
         except StaleGeneration:
             if attempt == _ATTEMPTS - 1:
                 raise
-    return view.waiting.take(question.guest_phys_addr, question.size)
+    return view.take(question.guest_phys_addr, question.size)
 
 
 def _fetch_body(question: Question, view: DirtyView, generation: int, body: list[Entry]) -> Script[None]:
@@ -90,7 +90,7 @@ def _fetch_body(question: Question, view: DirtyView, generation: int, body: list
     except LOST:
         for part in parts:
             if not question.manual_protect:
-                view.waiting.add_range(part.guest_phys_addr, part.num_pages * PAGE_SIZE)
+                view.suppose(part.guest_phys_addr, part.num_pages * PAGE_SIZE)
         raise
     for part, answer in zip(parts, answers, strict=True):
         if answer.error is None:

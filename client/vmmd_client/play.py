@@ -1,19 +1,13 @@
-"""Plays scripts over a channel, on the event loop.
+"""Plays scripts over a channel: what they want sent is sent, and they are told what came of it.
 
-A script that is cancelled in the middle of a round trip is told that its answer is lost, and ends by itself behind the
-caller's back: what it has opened it closes, and nobody waits for that.
+A script that is cancelled in the middle of a round trip is told that its answer is lost, and goes on to its end: what
+it has opened it closes. A further cancellation ends the wait for that alone.
 """
 
-import asyncio
-import contextlib
-from typing import Any
-
 from .channel import Channel, Reply
-from .errors import Disconnected, RpcError, VmmdError
+from .errors import Disconnected, RpcError
 from .script import Answer, Ended, Exchange, Script, T, advance
-
-# The event loop alone does not keep a task alive: here are those that go on when whoever started them was cancelled.
-_ending: set[asyncio.Task[None]] = set()
+from .waiting import try_to_its_end
 
 
 async def play(channel: Channel, script: Script[T]) -> T:
@@ -21,14 +15,14 @@ async def play(channel: Channel, script: Script[T]) -> T:
 
     Raises:
         VmmdError: what the script raises.
-        CancelledError: the caller was cancelled; the script closes what it has opened.
+        BaseException: the caller was cancelled; the script has closed what it had opened.
     """
     try:
         return await _rest(channel, script, advance(script))
-    except asyncio.CancelledError:
-        ending = asyncio.create_task(_end(channel, script))
-        _ending.add(ending)
-        ending.add_done_callback(_ending.discard)
+    except Exception:
+        raise
+    except BaseException:
+        await try_to_its_end(lambda: _end(channel, script))
         raise
 
 
@@ -43,11 +37,10 @@ async def _rest(channel: Channel, script: Script[T], step: Exchange | Ended[T]) 
     return step.result
 
 
-async def _end(channel: Channel, script: Script[Any]) -> None:
-    """Tell a script that its answer is lost, and play what it does then; its errors are nobody's any more."""
+async def _end(channel: Channel, script: Script[T]) -> T:
+    """Tell a script that its answer is lost, and play what it does then."""
     lost = Disconnected("the call was cancelled before its answer came; whether it was executed is not known")
-    with contextlib.suppress(VmmdError):
-        await _rest(channel, script, advance(script, error=lost))
+    return await _rest(channel, script, advance(script, error=lost))
 
 
 async def _exchange(channel: Channel, exchange: Exchange) -> list[Answer]:

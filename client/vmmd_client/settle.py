@@ -7,14 +7,13 @@ by the table's generation. Pure, without I/O: see `script`.
 """
 
 import enum
-from typing import Any
 
 from vmmd.api.memslots import RegionsResult
 from vmmd.api.types import U64_MAX
 
 from . import calls
 from .dirty import DirtyView
-from .errors import HoldConflict, HoldFailed, InvalidArgument, KickTimeout, KvmError, TransactionUnsettled
+from .errors import HoldConflict, HoldFailed, InvalidArgument, KickTimeout, KvmError, RpcError, TransactionUnsettled
 from .memslots import Memslot, SlotMap
 from .script import Exchange, Script
 
@@ -60,10 +59,9 @@ def what_became(vm: str, hold: str, wait_ms: int) -> Script[Became]:
     for _ in range(_ATTEMPTS):
         kicked, _, resumed = yield Exchange(question, ASK_TIMEOUT_S)
         error = resumed.error
-        if isinstance(error, KvmError) and error.rolled_back:
-            return Became.ROLLED_BACK
-        if isinstance(error, HoldFailed) and isinstance(_became(error), str):
-            return Became.DONE if _became(error) == _WAS_RESUMED else Became.ROLLED_BACK
+        became = ended_as(error)
+        if became is not None:
+            return became
         if isinstance(error, InvalidArgument) and isinstance(kicked.error, KickTimeout):
             # Somebody else was held all the while, and nobody by this name stands in line.
             return Became.ROLLED_BACK
@@ -131,5 +129,11 @@ def map_of(table: RegionsResult) -> dict[int, Memslot]:
     }
 
 
-def _became(error: KvmError) -> Any:
-    return error.data.get("became") if isinstance(error.data, dict) else None
+def ended_as(resumed: RpcError | None) -> Became | None:
+    """Tell from the error of a hold's resume how the hold has ended; None where it does not say."""
+    if isinstance(resumed, KvmError) and resumed.rolled_back:
+        return Became.ROLLED_BACK
+    became = resumed.data.get("became") if isinstance(resumed, HoldFailed) and isinstance(resumed.data, dict) else None
+    if isinstance(became, str):
+        return Became.DONE if became == _WAS_RESUMED else Became.ROLLED_BACK
+    return None

@@ -8,6 +8,10 @@ from typing import Any
 _going_on: set[asyncio.Future[Any]] = set()
 
 
+Lock = asyncio.Lock
+"""What makes others wait: one holder at a time."""
+
+
 async def sleep(seconds: float) -> None:
     """Wait for so many seconds."""
     await asyncio.sleep(seconds)

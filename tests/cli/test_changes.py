@@ -78,16 +78,17 @@ def test_a_plan_and_a_dry_run_change_nothing(ctl: Ctl, vm: str, command: tuple[s
 
 
 def test_a_dry_run_finds_what_only_the_daemon_can_know(ctl: Ctl, vm: str) -> None:
-    command = ("move", vm, "0", "0x100800")
+    command = ("split", vm, "0", "0x120000", "--wait-ms", "1")
+    ctl.text("kick", vm, "--hold", "long", "--lease-ms", "60000")
     ctl.text(*command, "--plan")
-    assert "EINVAL" in ctl.refused(*command, "--dry-run")
+    assert "EBUSY" in ctl.refused(*command, "--dry-run")
+    ctl.text("resume", vm, "long")
 
 
-def test_a_change_that_the_daemon_refuses_names_the_step_and_leaves_the_map(ctl: Ctl, vm: str) -> None:
+def test_a_change_that_kvm_cannot_have_says_what_to_do_and_leaves_the_map(ctl: Ctl, vm: str) -> None:
     before = ranges(ctl, vm)
-    said = ctl.refused("shrink", vm, "0", "--by", "100")
-    assert "create slot 0" in said
-    assert "EINVAL" in said
+    assert "is not a multiple of 0x1000; take 0x100000 or 0x101000" in ctl.refused("move", vm, "0", "0x100800")
+    assert "is not a multiple of 0x1000; take 0x3f000 or 0x40000" in ctl.refused("shrink", vm, "0", "--by", "100")
     assert ranges(ctl, vm) == before
 
 

@@ -24,12 +24,12 @@ from vmmd_client import (
     Vm,
     VmmdError,
 )
-from vmmd_client.address_space import AddressSpace, alias, container, flatten, ram, reservation, rom, rom_device
+from vmmd_client.address_space import AddressSpace
 from vmmd_client.errors import OutOfRange
-from vmmd_client.flat_view import slots_of
+from vmmd_client.flat_view import flatten, slots_of
 from vmmd_client.memslots import SlotMap
 from vmmd_client.pc_demo import show
-from vmmd_client.regions import MemoryRegion
+from vmmd_client.regions import MemoryRegion, alias, container, ram, reservation, rom, rom_device
 
 from .core import Fault, Wire, core
 
@@ -203,21 +203,20 @@ async def test_where_another_client_was_first_the_comparison_is_made_anew(there:
 
 async def test_another_client_who_is_always_first_is_told_in_the_end(there: tuple[Client, Wire], machine: Machine):
     client, wire = there
-    exchange, number = wire.exchange, 100
+    carry, number = wire.carry, 100
 
-    async def change_before(body: bytes, timeout_s: float) -> bytes:
+    async def change_before(body: bytes) -> bytes:
         nonlocal number
         if b"kick" in body:
             number += 1
-            await exchange(
+            await carry(
                 b'{"jsonrpc":"2.0","id":1,"method":"vm.set_user_memory_region","params":{"vm":"%s","slot":%d,"flags":0,'
                 b'"guest_phys_addr":%d,"memory_size":4096,"userspace_addr":4096}}'
                 % (machine.vm.id.encode(), number, number * PAGE),
-                timeout_s,
             )
-        return await exchange(body, timeout_s)
+        return await carry(body)
 
-    wire.exchange = change_before  # type: ignore[method-assign]
+    wire.carry = change_before  # type: ignore[method-assign]
     with pytest.raises(StaleGeneration):
         await machine.update(enabled=True)
     assert not machine.window.enabled

@@ -1,8 +1,8 @@
 """The library against a real daemon process: what the fake one cannot vouch for."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -17,7 +17,6 @@ from vmmd_client import (
     Interrupted,
     InvalidArgument,
     MemFlag,
-    MemoryTransport,
     RpcError,
     SlotOverlap,
     StaleGeneration,
@@ -28,6 +27,7 @@ from vmmd_client import (
 )
 from vmmd_client.local_daemon import local_daemon
 from vmmd_client.memslots import Memslot, deletion_of
+from vmmd_client.protocol import Question
 
 # One daemon serves the whole module; each test has a VM of its own.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -75,16 +75,12 @@ async def counts_on(vm: Vm) -> None:
             pass
 
 
-@contextlib.asynccontextmanager
-async def one_that_asks_for_too_high_a_slot(url: str, in_place_of: int) -> AsyncIterator[Client]:
-    """A client on whose way to the daemon a slot's id is made one that KVM does not have."""
-    http = HttpTransport(url)
+class TooHighASlot(HttpTransport):
+    """A way to the daemon on which slot 7 becomes one that KVM does not have."""
 
-    async def answer(body: bytes) -> bytes:
-        return await http.exchange(body.replace(b'"slot":%d,' % in_place_of, b'"slot":40000,'), 30)
-
-    yield Client(MemoryTransport(answer))
-    await http.aclose()
+    async def exchange(self, question: Question, timeout_s: float) -> bytes:
+        tampered = question.body.replace(b'"slot":7,', b'"slot":40000,')
+        return await super().exchange(replace(question, body=tampered), timeout_s)
 
 
 async def grow_and_create_slot_7(vm: Vm) -> None:
@@ -126,7 +122,7 @@ async def test_a_refused_step_leaves_the_map_and_the_running_guest_as_they_were(
     vm = await counting_vm(vmmd)
     before = await vm.get_memory_regions()
     await vm.start()
-    async with one_that_asks_for_too_high_a_slot(url, in_place_of=7) as other:
+    async with Client(TooHighASlot(url)) as other:
         with pytest.raises(TransactionRefused, match="step 2") as caught:
             await grow_and_create_slot_7(other.vm(vm.id))
     assert isinstance(caught.value.__cause__, InvalidArgument)

@@ -53,9 +53,9 @@ def test_bits_of_a_transaction_whose_end_is_not_known_count_once_it_is_known_to_
     view = DirtyView()
     view.leave_unsettled(Unsettled("one", (of([1], 0),)))
     view.leave_unsettled(Unsettled("two", (of([2], 0),)))
-    assert list(view.waiting) == []
+    assert list(view.take(0, 64 * PAGE)) == []
     view.settle("one", was_done=False)
     view.settle("two", was_done=True)
     view.settle("two", was_done=True)
-    assert list(view.waiting) == [2 * PAGE]
+    assert list(view.take(0, 64 * PAGE)) == [2 * PAGE]
     assert view.unsettled == ()

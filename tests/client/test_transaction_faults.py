@@ -214,16 +214,16 @@ async def test_a_cancelled_transaction_ends_its_hold_behind_the_callers_back(the
     before, after = await wanted(vm, merge_logged)
     await store(vm)
     hangs = asyncio.Event()
-    exchange = wire.exchange
+    carry = wire.carry
 
-    async def hang_once(body: bytes, timeout_s: float) -> bytes:
-        answer = await exchange(body, timeout_s)
+    async def hang_once(body: bytes) -> bytes:
+        answered = await carry(body)
         if b"kick" in body and not hangs.is_set():
             hangs.set()
             await asyncio.Event().wait()
-        return answer
+        return answered
 
-    wire.exchange = hang_once  # type: ignore[method-assign]
+    wire.carry = hang_once  # type: ignore[method-assign]
     attempting = asyncio.create_task(attempt(vm, merge_logged))
     await hangs.wait()
     attempting.cancel()
@@ -238,19 +238,19 @@ async def test_a_batch_that_still_stands_in_line_is_waited_for_and_its_end_is_kn
     vm = await a_vm(client)
     before, after = await wanted(vm, shrink)
     await store(vm)
-    exchange = wire.exchange
+    carry = wire.carry
     late: list[asyncio.Task[bytes]] = []
 
-    async def gone_while_it_waits(body: bytes, timeout_s: float) -> bytes:
+    async def gone_while_it_waits(body: bytes) -> bytes:
         if b"memory_size" in body:
-            late.append(asyncio.create_task(exchange(body, timeout_s)))
+            late.append(asyncio.create_task(carry(body)))
             await asyncio.sleep(0)
             raise TransportError("gone while it stood in line")
-        return await exchange(body, timeout_s)
+        return await carry(body)
 
     other = client.vm(vm.id)
     await other.kick_all_running_vcpus("somebody else's", lease_ms=10_000)
-    wire.exchange = gone_while_it_waits  # type: ignore[method-assign]
+    wire.carry = gone_while_it_waits  # type: ignore[method-assign]
     attempting = asyncio.create_task(attempt(vm, shrink))
     while wire.round_trips < 3:
         await asyncio.sleep(0)
@@ -277,10 +277,10 @@ async def test_where_another_client_comes_between_single_calls_those_before_are_
     client, wire = there
     vm = await a_vm(client)
     before, _ = await wanted(vm, change_far_apart)
-    exchange = wire.exchange
+    carry = wire.carry
     calls = 0
 
-    async def change_between(body: bytes, timeout_s: float) -> bytes:
+    async def change_between(body: bytes) -> bytes:
         nonlocal calls
         calls += b'"vm.set_user_memory_region"' in body
         if calls == 2:
@@ -288,9 +288,9 @@ async def test_where_another_client_comes_between_single_calls_those_before_are_
             await client.vm(vm.id).set_user_memory_region(
                 9, guest_phys_addr=1 << 32, memory_size=PAGE, userspace_addr=PAGE
             )
-        return await exchange(body, timeout_s)
+        return await carry(body)
 
-    wire.exchange = change_between  # type: ignore[method-assign]
+    wire.carry = change_between  # type: ignore[method-assign]
     error = await attempt(vm, change_far_apart)
     assert isinstance(error, TransactionRefused)
     assert error.rolled_back

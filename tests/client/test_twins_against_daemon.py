@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import vmmd_client
-from vmmd_client import Deadlock, HoldConflict, HoldFailed, SlotOverlap, TransactionRefused, sync
+from vmmd_client import Deadlock, HoldConflict, HoldFailed, RangeOverlap, sync
+from vmmd_client.regions import container, ram, reservation
+from vmmd_client.sync.address_space import AddressSpace
 from vmmd_client.sync.local_daemon import local_daemon
 
 PAGE = 4096
@@ -50,15 +52,32 @@ def overlap(vm: sync.Vm) -> None:
         change.create(7, guest_phys_addr=PAGE, memory_size=2 * PAGE, userspace_addr=old.userspace_addr)
 
 
-def test_a_refused_step_is_named_and_the_map_is_as_it_was(each_url: str):
+def test_what_would_overlap_is_refused_before_anything_is_sent(each_url: str):
     with sync.connect(each_url) as vmmd:
         vm = two_slots(vmmd)
-        before = vm.get_memory_regions().slots
-        with pytest.raises(TransactionRefused) as caught:
+        before = vm.get_memory_regions()
+        with pytest.raises(RangeOverlap):
             overlap(vm)
-        assert isinstance(caught.value.__cause__, SlotOverlap)
-        assert (caught.value.step, caught.value.rolled_back) == (1, True)
-        assert vm.get_memory_regions().slots == before
+        assert vm.get_memory_regions() == before
+        vm.destroy()
+
+
+def test_every_store_is_told_once_and_a_tree_is_kept_in_slots_by_threads_too(each_url: str):
+    with sync.connect(each_url) as vmmd:
+        vm = vmmd.kvm.create_vm()
+        root = container("system", 1 << 30)
+        memory = root.add(ram("ram", 0x4000, vm.map_host_memory(0x4000)), 0)
+        space = AddressSpace(vm, root)
+        with space.update():
+            memory.log_dirty = True
+        vm.write_guest_memory(0x1000, b"x")
+        vm.write_guest_memory(0x3000, b"x")
+        with space.update() as update:
+            root.add(reservation("window", 0x1000), 0x2000, priority=1)
+        assert update.result.pause_ns is not None
+        assert sorted(slot.guest_phys_addr for slot in vm.get_memory_regions().slots.values()) == [0, 0x3000]
+        assert list(vm.dirty.fetch()) == [0x1000, 0x3000]
+        assert list(vm.dirty.fetch()) == []
         vm.destroy()
 
 

@@ -18,7 +18,10 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "client" / "vmmd_client"
 TWIN = SOURCE / "sync"
 
-TWINNED = ("transport", "channel", "connection", "events", "vm_memory", "vm", "vcpu", "transaction")
+TWINNED = (
+    *("transport", "channel", "connection", "events", "vm_memory", "vm", "vcpu", "transaction"),
+    *("hold", "play", "dirty_log", "address_space"),
+)
 """The modules that the twin has a generated copy of."""
 
 BY_HAND = ("http", "websocket", "waiting", "local_daemon")

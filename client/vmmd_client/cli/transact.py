@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..dirty import DirtyBitmap
 from ..memslots import SlotMap
+from ..order import TransactionResult
 from ..plan import Fetch, Plan, Step
-from ..transaction import DirtyBitmap, Transaction, TransactionResult
+from ..transaction import Transaction
 from ..vm import Vm
 from .dirty import page_ranges, range_fields
 from .screen import Screen, cell, duration, size, table

@@ -12,9 +12,11 @@ belong to the thread that made them. A call cannot be cancelled; its time (`time
 from ..channel import Reply
 from .channel import Batch
 from .connection import Client, connect, from_env
+from .dirty_log import DirtyLog
 from .events import Events
+from .hold import Hold
 from .http import HttpTransport
-from .transaction import Hold, Transaction
+from .transaction import Transaction
 from .transport import Link, MemoryTransport, Transport
 from .vcpu import Vcpu
 from .vm import Vm
@@ -23,6 +25,7 @@ from .websocket import WebSocketTransport
 __all__ = [
     "Batch",
     "Client",
+    "DirtyLog",
     "Events",
     "Hold",
     "HttpTransport",

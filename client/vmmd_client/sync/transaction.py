@@ -1,12 +1,8 @@
-"""Changes of a VM's memory map that the guest sees as one, and holds for those who order the calls themselves.
+"""Changes of a VM's memory map that the guest sees as one: `with vm.transaction() as t`.
 
-`with vm.transaction() as t` collects changes and sends them when the block ends, as ONE batch: [kick, changes,
-resume], one round trip. The hold's name is unguessable, and the kick carries the generation of the slot table that the
-plan was made on, so that nobody's change in between is lost. An exception in the block sends nothing.
-
-Where no vCPU could see the difference (see plan.py) nobody is kicked: the calls go one after another, each with the
-generation that the one before it left, and end at the first that is refused. They are no batch, because a batch goes on
-behind a refused entry, and what another client has changed can make a later entry's generation right again.
+The block collects changes (`draft`), `plan` says what they ask of KVM, and when the block ends `commit` carries it out,
+in a hold only where a vCPU could see the difference. Here is the shell around them alone: it awaits. An exception in
+the block sends nothing.
 """
 
 # Made of ../transaction.py by `python -m tests.client.twin`: change that one.
@@ -15,25 +11,14 @@ import secrets
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from vmmd.api.holds import KickResult, ResumeResult
-
-from .. import calls
-from ..channel import Reply
-from ..errors import (
-    ConnectError,
-    ConnectTimeout,
-    HoldConflict,
-    KvmError,
-    RpcError,
-    StaleGeneration,
-    TransactionRefused,
-    VmmdError,
-)
-from ..memslots import Memslot
-from ..plan import Draft, Plan
-from ..transaction import _GIVE_BACK_S, TransactionResult, _call, _dirty, _refuse_first
+from ..commit import commit, dry_run
+from ..draft import Draft
+from ..errors import VmmdError
+from ..memslots import Memslot, SlotMap
+from ..order import Order, TransactionResult
+from ..plan import Plan
 from .channel import Channel
-from .waiting import try_to_its_end
+from .play import play
 
 if TYPE_CHECKING:
     from ..vm import SlotTable
@@ -41,20 +26,22 @@ if TYPE_CHECKING:
 
 
 class Transaction:
-    """Collects changes; made by `Vm.transaction`."""
+    """Collects changes; made by `Vm.transaction`. Its methods are those of a draft, by the same names."""
 
-    def __init__(self, vm: "Vm", channel: Channel, *, hold: bool, wait_ms: int) -> None:
+    def __init__(self, vm: "Vm", channel: Channel, *, hold: bool, dry_run: bool, wait_ms: int) -> None:
         self._vm = vm
         self._channel = channel
         self._force_hold = hold
+        self._is_dry_run = dry_run
         self._wait_ms = wait_ms
         self._table: SlotTable | None = None
         self._draft: Draft | None = None
+        self._is_over = False
         self._result: TransactionResult | None = None
 
     @property
     def result(self) -> TransactionResult:
-        """What the transaction did.
+        """What the transaction did; of a dry run, what stands.
 
         Raises:
             VmmdError: it has not ended, or not well.
@@ -63,35 +50,72 @@ class Transaction:
             raise VmmdError("the transaction has no result: its block has not ended, or it ended with an exception")
         return self._result
 
-    def delete(self, slot: int) -> Memslot:
-        """Delete a slot, and give what it was.
+    @property
+    def draft(self) -> Draft:
+        """The changes so far; it takes more of them inside the block."""
+        return self._changing()
 
-        Raises:
-            PlanError: there is no such slot.
-        """
-        return self._open_draft().delete(slot)
-
-    def create(
-        self, slot: int, *, guest_phys_addr: int, memory_size: int, userspace_addr: int, flags: int = 0
-    ) -> Memslot:
-        """Create a slot; its id may be that of one which the same transaction deletes.
-
-        Raises:
-            PlanError: the id is taken.
-        """
-        return self._open_draft().create(Memslot(slot, int(flags), guest_phys_addr, memory_size, userspace_addr))
-
-    def merge(self, first: int, second: int) -> Memslot:
-        """Make one slot of two neighbours, under the first one's id, and give it.
-
-        Raises:
-            PlanError: they are not adjacent in guest-physical space and in host memory, or their flags differ.
-        """
-        return self._open_draft().merge(first, second)
+    @property
+    def slots(self) -> SlotMap:
+        """The map as it will be with the changes so far."""
+        return self._drafted().slots
 
     def plan(self) -> Plan:
-        """Give what the changes so far will ask of the daemon."""
-        return self._open_draft().plan()
+        """Give what the changes so far will ask of the daemon; behind the block, what they asked.
+
+        Raises:
+            RangeOverlap: two slots would share a guest-physical page.
+        """
+        return self._drafted().plan()
+
+    def delete(self, slot: int) -> Memslot:
+        """See `Draft.delete`."""
+        return self._changing().delete(slot)
+
+    def create(
+        self,
+        slot: int | None = None,
+        *,
+        guest_phys_addr: int,
+        memory_size: int,
+        userspace_addr: int,
+        flags: int = 0,
+    ) -> Memslot:
+        """Create a slot, under the lowest free id where none is named; see `Draft.create`.
+
+        The id may be that of a slot which the same transaction deletes.
+        """
+        draft = self._changing()
+        number = draft.free_id() if slot is None else slot
+        return draft.create(Memslot(number, int(flags), guest_phys_addr, memory_size, userspace_addr))
+
+    def grow(self, slot: int, by: int, *, at_start: bool = False) -> Memslot:
+        """See `Draft.grow`."""
+        return self._changing().grow(slot, by, at_start=at_start)
+
+    def shrink(self, slot: int, by: int, *, at_start: bool = False) -> Memslot:
+        """See `Draft.shrink`."""
+        return self._changing().shrink(slot, by, at_start=at_start)
+
+    def split(self, slot: int, guest_phys_addr: int, *, second: int | None = None) -> tuple[Memslot, Memslot]:
+        """See `Draft.split`."""
+        return self._changing().split(slot, guest_phys_addr, second=second)
+
+    def merge(self, first: int, second: int) -> Memslot:
+        """See `Draft.merge`."""
+        return self._changing().merge(first, second)
+
+    def move(self, slot: int, guest_phys_addr: int) -> Memslot:
+        """See `Draft.move`."""
+        return self._changing().move(slot, guest_phys_addr)
+
+    def remap(self, slot: int, userspace_addr: int) -> Memslot:
+        """See `Draft.remap`."""
+        return self._changing().remap(slot, userspace_addr)
+
+    def set_flags(self, slot: int, *, log_dirty: bool | None = None, readonly: bool | None = None) -> Memslot:
+        """See `Draft.set_flags`."""
+        return self._changing().set_flags(slot, log_dirty=log_dirty, readonly=readonly)
 
     def __enter__(self) -> Self:
         self._table = self._vm.slot_table()
@@ -101,128 +125,33 @@ class Transaction:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        plan, table = self.plan(), self._table
-        self._draft = None
+        self._is_over = True
+        table = self._table
         if error is not None or table is None:
             return
+        plan = self.plan()
         if not plan.steps:
             self._result = TransactionResult(table.generation, None, None, ())
             return
-        # Whatever comes of it, the map that was known before is history; a success tells the new one.
-        self._vm.forget_slot_table()
-        if plan.needs_hold or self._force_hold:
-            self._result = self._send_held(plan, table.generation)
-        else:
-            self._result = self._send_plain(plan, table.generation)
-        self._vm.know_slot_table(self._result.generation, plan.after)
-
-    def _send_held(self, plan: Plan, generation: int) -> TransactionResult:
-        vm, hold = self._vm.id, secrets.token_urlsafe(16)
-        kick = Reply(
-            calls.kick_all_running_vcpus(vm, hold, wait_ms=self._wait_ms, if_generation=generation),
+        order = Order(
+            self._vm.id, plan, table.generation, secrets.token_urlsafe(16), self._wait_ms, forced=self._force_hold
         )
-        steps = [Reply(_call(vm, step, {"hold": hold})) for step in plan.steps]
-        resume = Reply(calls.resume_all_kicked_vcpus(vm, hold))
-        self._channel.send_batch([kick, *steps, resume])
-        kicked = kick.result()
-        rolled_back = isinstance(resume.error, KvmError) and resume.error.rolled_back
-        outcome = "all was rolled back, the map is as it was" if rolled_back else "read the map anew"
-        _refuse_first(plan, steps, outcome, rolled_back=rolled_back)
-        resumed = resume.result()
-        return TransactionResult(resumed.generation, resumed.pause_ns, kicked.kick_ns, _dirty(plan, steps))
+        # Whatever comes of it, the map that was known before may be history; a success tells the new one.
+        self._vm.forget_slot_table()
+        if self._is_dry_run:
+            self._result = play(self._channel, dry_run(order))
+            self._vm.know_slot_table(table.generation, table.slots)
+            return
+        self._result = play(self._channel, commit(order, self._vm.dirty.view))
+        if not self._result.answer_was_lost:
+            self._vm.know_slot_table(self._result.generation, plan.after)
 
-    def _send_plain(self, plan: Plan, generation: int) -> TransactionResult:
-        for index, step in enumerate(plan.steps):
-            call = _call(self._vm.id, step, {"if_generation": generation, "wait_ms": self._wait_ms})
-            try:
-                generation = self._channel.send(call)
-            except RpcError as error:
-                if index == 0 and isinstance(error, StaleGeneration | HoldConflict):
-                    raise
-                stands = "the steps before it stand, hold=True gives all or nothing" if index else "nothing was done"
-                outcome = f"{stands}: {error}"
-                raise TransactionRefused(index, str(step), outcome, rolled_back=False) from error
-        return TransactionResult(generation, None, None, ())
+    def _changing(self) -> Draft:
+        if self._is_over:
+            raise VmmdError("the transaction is over: it takes changes inside its block: with vm.transaction()")
+        return self._drafted()
 
-    def _open_draft(self) -> Draft:
+    def _drafted(self) -> Draft:
         if self._draft is None:
             raise VmmdError("a transaction takes changes inside its block: with vm.transaction() as t")
         return self._draft
-
-
-class Hold:
-    """A hold for those who order the calls themselves: `with vm.hold() as hold`.
-
-    Calls inside pass `hold=hold.name`. When the block ends the hold is resumed, also after an exception: what was done
-    inside stays done, unless a call inside was refused, which has the daemon undo all of it. A block that takes longer
-    than the lease (`Hold.kick.lease_ms`) renews it, or the daemon takes the hold for forgotten and rolls it back.
-    """
-
-    def __init__(self, vm: "Vm", channel: Channel, *, wait_ms: int, lease_ms: int | None) -> None:
-        self._vm = vm
-        self._channel = channel
-        self._wait_ms = wait_ms
-        self._lease_ms = lease_ms
-        self._kick: KickResult | None = None
-        self._resume: ResumeResult | None = None
-        self.name = secrets.token_urlsafe(16)
-
-    @property
-    def kick(self) -> KickResult:
-        """What the kick answered.
-
-        Raises:
-            VmmdError: the hold has not been opened.
-        """
-        if self._kick is None:
-            raise VmmdError("the hold is not open: with vm.hold() as hold")
-        return self._kick
-
-    @property
-    def resume(self) -> ResumeResult:
-        """What the resume answered.
-
-        Raises:
-            VmmdError: the hold has not ended, or not well.
-        """
-        if self._resume is None:
-            raise VmmdError("the hold has no result: its block has not ended, or it was rolled back")
-        return self._resume
-
-    def __enter__(self) -> Self:
-        try:
-            self._kick = self._channel.send(
-                calls.kick_all_running_vcpus(self._vm.id, self.name, self._wait_ms, self._lease_ms)
-            )
-        except (RpcError, ConnectError, ConnectTimeout):
-            raise
-        except BaseException:
-            # The answer alone is missing, perhaps: a hold that nobody knows of would keep the VM still for good.
-            self._give_back()
-            raise
-        return self
-
-    def renew(self) -> None:
-        """Begin the lease anew: the hold stays open for as long again.
-
-        Raises:
-            HoldFailed: a call inside was refused, or the lease had run out; all is rolled back.
-        """
-        self._channel.send(calls.kick_all_running_vcpus(self._vm.id, self.name, lease_ms=self._lease_ms))
-
-    def _give_back(self) -> None:
-        """Resume the hold if it is open; a further cancellation ends the wait alone, and no error of it is told."""
-        channel = self._channel.with_timeout(_GIVE_BACK_S)
-        try_to_its_end(lambda: channel.send(calls.resume_all_kicked_vcpus(self._vm.id, self.name)))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._resume = self._channel.send(calls.resume_all_kicked_vcpus(self._vm.id, self.name))
-        except VmmdError as refused:
-            self._vm.forget_slot_table()
-            if error is None:
-                raise
-            # The block's own exception says more than the rollback that it led to.
-            error.add_note(f"the hold's resume answered: {refused}")

@@ -16,12 +16,15 @@ from vmmd.api.vcpus import StatsResult
 
 from .. import calls
 from ..calls import ChangeOptions, GatedChangeOptions
+from ..dirty import DirtyView
 from ..memslots import Memslot, SlotMap, with_call
 from ..transaction import DEFAULT_WAIT_MS
 from ..vm import SlotTable
 from .channel import Channel
+from .dirty_log import DirtyLog
 from .events import Events
-from .transaction import Hold, Transaction
+from .hold import Hold
+from .transaction import Transaction
 from .vcpu import Vcpu
 from .vm_memory import VmMemory
 
@@ -29,10 +32,11 @@ from .vm_memory import VmMemory
 class Vm(VmMemory):
     """One VM. `slot_table` is fetched once and kept up to date by this handle's own changes."""
 
-    def __init__(self, channel: Channel, vm: str) -> None:
+    def __init__(self, channel: Channel, vm: str, dirty: DirtyView | None = None) -> None:
         """Name a VM; whether it exists is for the first call to tell."""
         super().__init__(channel, vm)
         self._table: SlotTable | None = None
+        self.dirty = DirtyLog(channel, vm, dirty or DirtyView())
 
     def vcpu(self, vcpu: int) -> Vcpu:
         """Name one of the VM's vCPUs."""
@@ -40,7 +44,7 @@ class Vm(VmMemory):
 
     def with_timeout(self, timeout_s: float) -> "Vm":
         """Give a handle on the same VM whose calls may take `timeout_s` seconds each."""
-        return Vm(self._channel.with_timeout(timeout_s), self.id)
+        return Vm(self._channel.with_timeout(timeout_s), self.id, self.dirty.view)
 
     # Memslots and their dirty log.
 
@@ -223,19 +227,17 @@ class Vm(VmMemory):
         """
         return Hold(self, self._channel, wait_ms=wait_ms, lease_ms=lease_ms)
 
-    def transaction(self, *, hold: bool = False, wait_ms: int = DEFAULT_WAIT_MS) -> Transaction:
+    def transaction(self, *, hold: bool = False, dry_run: bool = False, wait_ms: int = DEFAULT_WAIT_MS) -> Transaction:
         """Collect changes of the memory map and make them one: `with vm.transaction() as t`.
 
         Args:
-            hold: True takes a hold also where no vCPU could see the difference; all or nothing then holds there too.
+            hold: True takes a hold also where no vCPU could see the difference.
+            dry_run: True has the daemon check the changes when the block ends, and changes nothing.
             wait_ms: how long to wait for a turn, in milliseconds.
 
-        Raises (when the block ends):
-            StaleGeneration: somebody else has changed the map meanwhile; nothing was done, start over.
-            KickTimeout: the turn did not come; nothing was done.
-            TransactionRefused: the daemon refused a step; the error says which, and what stands.
+        Raises (when the block ends): see `commit.commit`.
         """
-        return Transaction(self, self._channel, hold=hold, wait_ms=wait_ms)
+        return Transaction(self, self._channel, hold=hold, dry_run=dry_run, wait_ms=wait_ms)
 
     # vCPUs and the run loop.
 
