@@ -1,8 +1,13 @@
 """Plays scripts over a channel: what they want sent is sent, and they are told what came of it.
 
+A script knows what to do where an answer is lost, so no change of its is sent twice: a daemon that remembers answers by
+`request_id` may have forgotten a large one, and a dirty bitmap that was taken cannot be taken again.
+
 A script that is cancelled in the middle of a round trip is told that its answer is lost, and goes on to its end: what
 it has opened it closes. A further cancellation ends the wait for that alone.
 """
+
+from dataclasses import replace
 
 from .channel import Channel, Reply
 from .errors import Disconnected, RpcError
@@ -46,11 +51,12 @@ async def _end(channel: Channel, script: Script[T]) -> T:
 async def _exchange(channel: Channel, exchange: Exchange) -> list[Answer]:
     if exchange.timeout_s is not None:
         channel = channel.with_timeout(exchange.timeout_s)
-    if len(exchange.calls) == 1:
+    calls = [replace(call, may_be_named=False) for call in exchange.calls]
+    if len(calls) == 1:
         try:
-            return [Answer(await channel.send(exchange.calls[0]))]
+            return [Answer(await channel.send(calls[0]))]
         except RpcError as error:
             return [Answer(error=error)]
-    replies = [Reply(call) for call in exchange.calls]
+    replies = [Reply(call) for call in calls]
     await channel.send_batch(replies)
     return [Answer(error=reply.error) if reply.error else Answer(reply.result()) for reply in replies]

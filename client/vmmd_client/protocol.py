@@ -34,12 +34,14 @@ class Call(Generic[T_co]):
         params: the parameters by name, in JSON's types.
         unwrap: makes the caller's value of the result.
         checked: whether the result is checked against the method's model first; else it stays JSON as it came.
+        may_be_named: whether it may be given a `request_id`; a change that has none is never sent twice.
     """
 
     method: str
     params: Mapping[str, Any]
     unwrap: Callable[[Any], T_co]
     checked: bool = True
+    may_be_named: bool = True
 
     @property
     def allowed_wait_s(self) -> float:
@@ -59,7 +61,9 @@ class Call(Generic[T_co]):
 
         A call that was made by `calls.raw` stays as its maker wrote it.
         """
-        if not self.checked or self.is_repeatable or "request_id" not in METHODS[self.method].params.model_fields:
+        if not self.checked or not self.may_be_named or self.is_repeatable:
+            return self
+        if "request_id" not in METHODS[self.method].params.model_fields:
             return self
         return replace(self, params={**self.params, "request_id": request_id})
 

@@ -100,7 +100,7 @@ def refusable(body: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def core(lease_ms: int = 5_000) -> AsyncIterator[tuple[Client, Wire]]:
+async def core(lease_ms: int = 5_000, attempts: int = 1) -> AsyncIterator[tuple[Client, Wire]]:
     """Run a core, and give a client of it with the wire between them."""
     limits = Limits(guest_memory_bytes=1 << 28, vms=4, vcpus_per_vm=4, lease_ms=lease_ms)
     kvm = System(engine="evaluated", cache_dir=None, workers=1, limits=limits)
@@ -109,7 +109,7 @@ async def core(lease_ms: int = 5_000) -> AsyncIterator[tuple[Client, Wire]]:
     bounds = DispatchLimits(batch_calls=LIMITS["batch_calls"], reply_bytes=LIMITS["reply_bytes"], json_depth=16)
     wire = Wire(Dispatcher(METHODS, partial(execute, handlers), partial(BodyScope, kvm.vm), bounds))
     try:
-        yield Client(MemoryTransport(wire.answer), attempts=1), wire
+        yield Client(MemoryTransport(wire.answer), attempts=attempts), wire
     finally:
         await machines.close()
         await kvm.close()

@@ -208,6 +208,26 @@ async def test_without_a_hold_a_daemon_that_goes_away_in_between_leaves_a_part_a
     assert standing == (await client.vm(vm.id).get_memory_regions()).slots
 
 
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_client_that_repeats_what_it_may_never_takes_a_dirty_bitmap_twice(change: Change):
+    async with core(attempts=2) as (client, wire):
+        position = 0
+        while True:
+            vm = await a_vm(client)
+            before, after = await wanted(vm, change)
+            await store(vm)
+            wire.set_weather(lambda number, at=position: Fault.LOST_REPLY if number == at else None)
+            error = await attempt(vm, change)
+            was_reached = wire.round_trips > position
+            wire.set_weather(lambda _: None)
+            await check(client, vm, before, after, error)
+            await vm.destroy()
+            if not was_reached:
+                break
+            position += 1
+        assert position > 0
+
+
 async def test_a_cancelled_transaction_ends_its_hold_behind_the_callers_back(there: tuple[Client, Wire]):
     client, wire = there
     vm = await a_vm(client)

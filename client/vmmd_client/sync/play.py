@@ -1,10 +1,15 @@
 """Plays scripts over a channel: what they want sent is sent, and they are told what came of it.
 
+A script knows what to do where an answer is lost, so no change of its is sent twice: a daemon that remembers answers by
+`request_id` may have forgotten a large one, and a dirty bitmap that was taken cannot be taken again.
+
 A script that is cancelled in the middle of a round trip is told that its answer is lost, and goes on to its end: what
 it has opened it closes. A further cancellation ends the wait for that alone.
 """
 
 # Made of ../play.py by `python -m tests.client.twin`: change that one.
+
+from dataclasses import replace
 
 from ..channel import Reply
 from ..errors import Disconnected, RpcError
@@ -49,11 +54,12 @@ def _end(channel: Channel, script: Script[T]) -> T:
 def _exchange(channel: Channel, exchange: Exchange) -> list[Answer]:
     if exchange.timeout_s is not None:
         channel = channel.with_timeout(exchange.timeout_s)
-    if len(exchange.calls) == 1:
+    calls = [replace(call, may_be_named=False) for call in exchange.calls]
+    if len(calls) == 1:
         try:
-            return [Answer(channel.send(exchange.calls[0]))]
+            return [Answer(channel.send(calls[0]))]
         except RpcError as error:
             return [Answer(error=error)]
-    replies = [Reply(call) for call in exchange.calls]
+    replies = [Reply(call) for call in calls]
     channel.send_batch(replies)
     return [Answer(error=reply.error) if reply.error else Answer(reply.result()) for reply in replies]
