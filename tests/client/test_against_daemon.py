@@ -235,3 +235,49 @@ async def test_a_cooperative_vm_is_advanced_and_the_same_calls_give_the_same_dig
             await vm.start()
         await vm.destroy()
     assert digests[0] == digests[1]
+
+
+# Stores ascending numbers to pages 16 to 31, one after another, for good.
+STORE_EVERYWHERE = """
+start: li t1, 0x10000
+    li t2, 0x20000
+    li t3, 0x1000
+1:  addi t0, t0, 1
+    sd t0, 0(t1)
+    add t1, t1, t3
+    bne t1, t2, 1b
+    j start
+"""
+
+
+async def test_a_copy_that_follows_the_dirty_view_is_the_memory_whatever_becomes_of_the_slots(vmmd: Client):
+    vm = await vmmd.kvm.create_vm("followed")
+    memory = await vm.map_host_memory(32 * PAGE)
+    await vm.write_host_memory(memory, (await vmmd.isa.assemble(STORE_EVERYWHERE, 0)).code)
+    await vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=PAGE, userspace_addr=memory)
+    await vm.set_user_memory_region(
+        1, guest_phys_addr=0x1_0000, memory_size=16 * PAGE, userspace_addr=memory + 0x1_0000, flags=1
+    )
+    await vm.create_vcpu(0)
+    await vm.start()
+    copy: dict[int, bytes] = {}
+
+    async def follow() -> None:
+        for gpa in await vm.dirty.fetch():
+            copy[gpa] = await vm.read_guest_memory(gpa, 8)
+
+    for round_number in range(12):
+        async with vm.transaction() as t:
+            if round_number % 2 == 0:
+                _, high = t.split(1, 0x1_0000 + (1 + round_number) * PAGE)
+            else:
+                t.merge(1, high.slot)
+        assert t.result.pause_ns is not None
+        if round_number % 3 == 0:
+            await follow()
+    await vm.stop()
+    await follow()
+    pages = range(0x1_0000, 0x2_0000, PAGE)
+    assert copy == {gpa: await vm.read_guest_memory(gpa, 8) for gpa in pages}
+    assert (await vm.get_stats()).stray_exits == 0
+    await vm.destroy()
