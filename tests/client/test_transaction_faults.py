@@ -382,3 +382,26 @@ async def test_a_reply_that_is_none_is_asked_after_like_one_that_is_lost(there: 
     assert isinstance(await attempt(vm, shrink), TransactionUnsettled | ProtocolError)
     wire.set_weather(lambda _: None)
     assert (await vm.slot_table()).slots != before
+
+
+async def test_a_slot_that_is_moved_while_its_log_is_asked_for_has_no_bit_at_the_old_address(
+    there: tuple[Client, Wire],
+):
+    client, wire = there
+    vm = await a_vm(client)
+    await store(vm)
+    carry = wire.carry
+    is_moved = False
+
+    async def move_first(body: bytes) -> bytes:
+        nonlocal is_moved
+        if b"get_dirty_log" in body and not is_moved:
+            is_moved = True
+            async with vm.with_timeout(30).transaction() as t:
+                t.move(3, 200 * PAGE)
+            await client.vm(vm.id).write_guest_memory(201 * PAGE, b"\1")
+        return await carry(body)
+
+    wire.carry = move_first  # type: ignore[method-assign]
+    assert list(await vm.dirty.fetch()) == [*STORES, 201 * PAGE]
+    assert is_moved
