@@ -11,6 +11,7 @@ import asyncio
 import errno
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vmmd.isa.engine import ContextGroup, Engine
@@ -35,6 +36,10 @@ class Advanced:
     instructions: int
     ended_by: End
     digest: str
+
+
+Begun = Callable[[Callable[[], int]], object]
+"""Is told that an advance has begun, and given what tells how many of its instructions have retired."""
 
 
 class Advance:
@@ -105,6 +110,7 @@ class Cooperative(Rendezvous):
         *,
         wait_ms: int = 0,
         if_generation: int | None = None,
+        begun: Begun | None = None,
     ) -> Advanced:
         """Let the vCPUs run until so many instructions have retired in all; calls that use memslots stay out.
 
@@ -116,6 +122,7 @@ class Cooperative(Rendezvous):
             digest: tells what the VM has come to, on a thread.
             wait_ms: for how many milliseconds to wait for the end of a hold, or of another advance.
             if_generation: the generation that the slot table is to have.
+            begun: told, when it begins, what tells how many instructions have retired.
 
         Raises:
             KvmError: EBUSY while the VM is held or advanced; ESTALE where the slot table has moved on; ECANCELED where
@@ -125,10 +132,12 @@ class Cooperative(Rendezvous):
             self._turns.begin(instructions)
             advance = self._advance = Advance(self._turns, contenders())
             self.scheduler.submit(advance)
+            if begun is not None:
+                begun(lambda: instructions - self._turns.left)
             try:
                 end = await asyncio.shield(advance.done)
                 self._gate.check_open()
-                return Advanced(instructions - self._turns.left, end, await asyncio.to_thread(digest))
+                return Advanced(instructions - self._turns.left, end, await _on_a_thread(digest))
             finally:
                 try:
                     await self._over(advance)
@@ -160,3 +169,15 @@ class Cooperative(Rendezvous):
 
     def _wake(self, group: ContextGroup, at_most: int | None = None) -> None:
         self._may_go.notify_all()
+
+
+async def _on_a_thread(digest: Callable[[], str]) -> str:
+    """Make the digest; a cancellation is raised when nothing reads the VM's memory any more."""
+    making = asyncio.ensure_future(asyncio.to_thread(digest))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        while not making.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([making])
+        raise

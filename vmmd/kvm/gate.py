@@ -15,7 +15,9 @@ from contextlib import asynccontextmanager
 from typing import TypedDict
 
 from vmmd.kvm.errors import KvmError, as_kvm_error, in_ioctl
-from vmmd.kvm.hold import Hold, Holds, Step
+from vmmd.kvm.hold import RESUMED, Hold, Holds, Kick, Step
+from vmmd.kvm.observer import HoldEnded, HoldFailed, HoldOpened, Note, ignore, slots_changed
+from vmmd.memory.region import Region
 
 
 class Entry(TypedDict, total=False):
@@ -85,13 +87,15 @@ class Gate:
     Args:
         generation: gives the slot table's generation.
         max_wait_ms: for how long a call may wait at most, in milliseconds.
+        note: told what becomes of holds, behind their pause: when the event loop comes round.
 
     Attributes:
         holds: the state machine that it asks.
         on_idle: told of a hold when the last call inside it is over.
     """
 
-    def __init__(self, generation: Callable[[], int], max_wait_ms: int) -> None:
+    def __init__(self, generation: Callable[[], int], max_wait_ms: int, note: Note = ignore) -> None:
+        self._note = note
         self.holds = Holds()
         self.on_idle: Callable[[Hold], None] = lambda _hold: None
         self._generation = generation
@@ -125,7 +129,9 @@ class Gate:
     def fail(self, hold: Hold, error: KvmError) -> None:
         """Note that something inside a hold failed; the first error stands."""
         hold.take(Step.FAIL)
-        hold.error = hold.error or error
+        if hold.error is None:
+            hold.error = error
+            asyncio.get_running_loop().call_soon(self._note, HoldFailed(hold.number, error.errno))
 
     async def acquire(self, name: str, wait_ms: int) -> Hold:
         """Open a hold, in line after those who came before, and wait for the calls under way.
@@ -151,8 +157,16 @@ class Gate:
             raise
         return hold
 
+    def opened(self, hold: Hold, kick: Kick) -> None:
+        """Tell that a hold is open."""
+        asyncio.get_running_loop().call_soon(self._tell_opened, hold.number, kick)
+
     def release(self, became: str | None) -> None:
         """Forget the current hold, which has ended, and let the next one in line open."""
+        hold = self.holds.current
+        if hold is not None and hold.undo is not None and became is not None:
+            loop, pause_ns = asyncio.get_running_loop(), time.monotonic_ns() - hold.kicked_at_ns
+            loop.call_soon(self._tell_ended, hold, became, pause_ns, hold.undo.changed, self._generation())
         self.holds.end(time.monotonic_ns(), became)
         ticket = self.holds.admit_next()
         if isinstance(ticket, asyncio.Future):
@@ -246,6 +260,16 @@ class Gate:
         """
         if self._closed is not None:
             raise KvmError(self._closed.errno, self._closed.message)
+
+    def _tell_opened(self, number: int, kick: Kick) -> None:
+        self._note(HoldOpened(number, kick.kicked, kick.kick_ns, kick.lease_ms, kick.generation))
+
+    def _tell_ended(self, hold: Hold, became: str, pause_ns: int, changed: list[Region], generation: int) -> None:
+        kept = became == RESUMED
+        if kept and changed:
+            self._note(slots_changed(generation, changed, hold.number))
+        expired = hold.became is not None
+        self._note(HoldEnded(hold.number, not kept, expired, became, pause_ns, generation))
 
     def _wake(self) -> None:
         if self._changed is not None:

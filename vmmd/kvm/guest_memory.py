@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from vmmd.isa.engine import Engine
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.hold import Undo
+from vmmd.kvm.observer import Note, ignore, slots_changed
 from vmmd.kvm.rendezvous import Rendezvous
 from vmmd.kvm.uapi import (
     KVM_CAP_DIRTY_LOG_RING,
@@ -39,11 +40,16 @@ from vmmd.memory.view import View
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Changes that were checked whole: the table that they were made on, the one after them, and the logs that go."""
+    """Changes that were checked whole.
+
+    `before`, `memslots`: the table that they were made on, and the one after them. `gone`: the logs that go. `regions`:
+    the changes.
+    """
 
     before: Memslots
     memslots: Memslots
     gone: tuple[tuple[Memslot, DirtyBitmap], ...]
+    regions: Sequence[Region]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +72,11 @@ class GuestMemory:
         meet: where vCPUs take their views.
         engine: whose atomic steps the logs use.
         ledger: what host mappings are charged to.
+        note: told of changes of slots outside any hold; those inside are the hold's to tell.
     """
 
-    def __init__(self, meet: Rendezvous, engine: Engine, ledger: Ledger) -> None:
+    def __init__(self, meet: Rendezvous, engine: Engine, ledger: Ledger, note: Note = ignore) -> None:
+        self._note = note
         self._meet = meet
         self._engine = engine
         self._ledger = ledger
@@ -111,6 +119,9 @@ class GuestMemory:
             self._publish(memslots, self.view.host)
             if undo is None:
                 await self._shoot_down()
+                self._note(slots_changed(memslots.generation, [region], None))
+            else:
+                undo.changed.append(region)
         return memslots.generation
 
     def prepare(self, regions: Sequence[Region], max_log_bytes: int | None) -> Prepared:
@@ -137,9 +148,9 @@ class GuestMemory:
             raise KvmError(
                 errno.E2BIG, f"the logs that go have {log_bytes} bytes, and {max_log_bytes} can be given back"
             )
-        return Prepared(before, memslots.renumbered(before.generation + (memslots is not before)), tuple(gone))
+        return Prepared(before, memslots.renumbered(before.generation + (memslots is not before)), tuple(gone), regions)
 
-    def publish(self, prepared: Prepared) -> list[tuple[Memslot, bytes]]:
+    def publish(self, prepared: Prepared, undo: Undo | None) -> list[tuple[Memslot, bytes]]:
         """Make a prepared table the VM's, in one publication; the caller sees to those that are in the old one.
 
         Returns:
@@ -147,6 +158,8 @@ class GuestMemory:
         """
         if prepared.memslots.generation != prepared.before.generation:
             self._publish(prepared.memslots, self.view.host)
+            if undo is not None:
+                undo.changed.extend(prepared.regions)
         return [(slot, log.snapshot()) for slot, log in prepared.gone]
 
     async def get_dirty_log(self, slot: int, first_page: int | None, num_pages: int | None, undo: Undo | None) -> bytes:

@@ -18,6 +18,7 @@ It keeps what a rollback needs, and does none of it. It has no lock and never wa
 from __future__ import annotations
 
 import errno
+import itertools
 from collections import OrderedDict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -27,9 +28,13 @@ from vmmd.kvm.errors import KvmError
 from vmmd.memory.dirty import DirtyBitmap
 from vmmd.memory.host import HostSpace, Piece
 from vmmd.memory.memslots import Memslots
+from vmmd.memory.region import Region
 
 REMEMBERED_NS = 600 * 10**9
 """For how long an ended name is told from one that never was: ten minutes."""
+
+RESUMED = "was resumed"
+"""What became of a hold whose changes stand."""
 
 MAX_REMEMBERED = 4096
 MAX_NAME = 256
@@ -88,7 +93,7 @@ class Kick:
     """What a kick answers; a raw one has no hold and no lease.
 
     `kicked`: vCPUs inside KVM_RUN then. `lease_ms`: for how many milliseconds the hold stays open without a renewal.
-    `renewed`: it was open already.
+    `renewed`: it was open already. `number`: what events call the hold.
     """
 
     hold: str | None
@@ -97,6 +102,7 @@ class Kick:
     generation: int
     lease_ms: int | None
     renewed: bool = False
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +125,20 @@ class Undo:
     """Userspace ranges that guest-memory writes reached: their bytes stay, so their pages stay dirty."""
     unmapped: list[Piece] = field(default_factory=list)
     """Pieces that go at the resume."""
+    changed: list[Region] = field(default_factory=list)
+    """Changes of slots, for those who are told of them once they stand."""
 
 
 @dataclass(slots=True)
 class Hold:
     """One hold. Times are of a monotonic clock in nanoseconds. `calls`: how many are inside now.
 
-    `refusal`: what a call is told that has to stay out. `is_remembered`: whether its name is kept when it has ended; a
-    hold whose name nobody was told needs none.
+    `refusal`: what a call is told that has to stay out. `number`: what others may know it by, who are not to know its
+    name. `is_remembered`: whether its name is kept when it has ended; a hold whose name nobody was told needs none.
     """
 
     name: str
+    number: int = 0
     state: State = State.OPENING
     kicked_at_ns: int = 0
     calls: int = 0
@@ -160,6 +169,7 @@ class Holds:
         self.current: Hold | None = None
         self._line: deque[tuple[Hashable, str]] = deque()
         self._ended: OrderedDict[str, tuple[int, str]] = OrderedDict()
+        self._numbers = itertools.count(1)
 
     def admit(self, name: str | None, now_ns: int) -> Hold | None:
         """Let a gated call in: give the hold that it is inside, or None where there is no hold at all.
@@ -195,7 +205,7 @@ class Holds:
 
     def open(self, name: str) -> Hold:
         """Make a hold the current one; there is none."""
-        self.current = Hold(name)
+        self.current = Hold(name, next(self._numbers))
         return self.current
 
     def get(self, name: str, now_ns: int) -> Hold:
@@ -208,6 +218,10 @@ class Holds:
             return self.current
         self._refuse_ended(name, now_ns)
         raise KvmError(errno.EINVAL, f"no hold {name!r} is open")
+
+    def became(self, name: str) -> str | None:
+        """Tell what became of a hold that has ended; None where it is not remembered."""
+        return self._ended[name][1] if name in self._ended else None
 
     def is_current(self, name: str) -> bool:
         """Tell whether the current hold has that name."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.gate import Entry, Gate
 from vmmd.kvm.guest_memory import GuestMemory, Prepared, Published
-from vmmd.kvm.hold import Hold, Kick, Resume, State, Step, check_name
+from vmmd.kvm.hold import RESUMED, Hold, Kick, Resume, State, Step, check_name
 from vmmd.kvm.limits import Limits
 from vmmd.kvm.rendezvous import Rendezvous
 from vmmd.kvm.requests import KVM_REQ_HOLD, KVM_REQ_USERSPACE_KICK
@@ -75,10 +75,11 @@ class Kicks:
         """See `Vm.kick_all_running_vcpus`."""
         check_name(name)
         lease_ms = min(self._limits.lease_ms if lease_ms is None else lease_ms, self._limits.max_lease_ms)
-        if self._gate.holds.renew(name, time.monotonic_ns()) is not None:
+        renewed = self._gate.holds.renew(name, time.monotonic_ns())
+        if renewed is not None:
             self._gate.check_generation(if_generation)
             self._start_lease(lease_ms)
-            return Kick(name, self._meet.running, 0, self._generation, lease_ms, renewed=True)
+            return Kick(name, self._meet.running, 0, self._generation, lease_ms, renewed=True, number=renewed.number)
         wait_ms = min(self._limits.wait_ms if wait_ms is None else wait_ms, self._limits.max_wait_ms)
         deadline = asyncio.get_running_loop().time() + wait_ms / 1000
         opened = await self._gate.acquire(name, wait_ms)
@@ -100,7 +101,10 @@ class Kicks:
         opened.undo = self._memory.begin_undo()
         opened.take(Step.QUIET)
         self._start_lease(lease_ms)
-        return Kick(name, kicked, time.monotonic_ns() - opened.kicked_at_ns, self._generation, lease_ms)
+        kick_ns = time.monotonic_ns() - opened.kicked_at_ns
+        kick = Kick(name, kicked, kick_ns, self._generation, lease_ms, number=opened.number)
+        self._gate.opened(opened, kick)
+        return kick
 
     def resume(self, name: str) -> Resume:
         """See `Vm.resume_all_kicked_vcpus`."""
@@ -108,7 +112,7 @@ class Kicks:
         held.take(Step.RESUME)
         failure = held.error
         self._settle(held, keep=failure is None)
-        self._release("was rolled back" if failure else "was resumed")
+        self._release("was rolled back" if failure else RESUMED)
         pause_ns = time.monotonic_ns() - held.kicked_at_ns
         if failure is not None:
             data = failure.data | {"rolled_back": True, "pause_ns": pause_ns, "generation": self._generation}
@@ -135,7 +139,7 @@ class Kicks:
         except BaseException:
             self.abandon(name)
             raise
-        dirty = self._memory.publish(prepared)
+        dirty = self._memory.publish(prepared, self._gate.holds.get(name, time.monotonic_ns()).undo)
         resumed = self.resume(name)
         return Published(resumed.generation, resumed.pause_ns, dirty)
 

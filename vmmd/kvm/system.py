@@ -10,6 +10,7 @@ from pathlib import Path
 from vmmd.isa.engine import make_engine
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.limits import Limits
+from vmmd.kvm.observer import Observer
 from vmmd.kvm.scheduler import Scheduler
 from vmmd.kvm.uapi import CAPABILITIES
 from vmmd.kvm.vm import Vm
@@ -24,9 +25,19 @@ class System:
         cache_dir: where the compiled engine keeps its code from start to start; None keeps none.
         workers: worker threads; None takes as many as there are cores.
         limits: what may be used, by one VM and by all.
+        observer: who is told what happens; None: nobody.
     """
 
-    def __init__(self, *, engine: str, cache_dir: Path | None, workers: int | None, limits: Limits) -> None:
+    def __init__(
+        self,
+        *,
+        engine: str,
+        cache_dir: Path | None,
+        workers: int | None,
+        limits: Limits,
+        observer: Observer | None = None,
+    ) -> None:
+        self._observer = observer
         self._engine = make_engine(engine, cache_dir)
         self._scheduler = Scheduler(workers or len(os.sched_getaffinity(0)))
         self._limits = limits
@@ -70,6 +81,7 @@ class System:
             ledger=self._new_ledger(),
             limits=self._limits,
             seed=seed,
+            observer=self._observer,
         )
         self._vms[vm.id] = vm
         return vm

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Unpack
 
 from vmmd.isa.engine import Engine
@@ -18,11 +19,12 @@ from vmmd.kvm.errors import KvmError, in_ioctl
 from vmmd.kvm.gate import Entry, Gate
 from vmmd.kvm.guest_memory import GuestMemory, Published
 from vmmd.kvm.hold import Hold, Kick, Resume, Undo
-from vmmd.kvm.irqchip import Irqchip, Lines
 from vmmd.kvm.kicks import Kicks
 from vmmd.kvm.limits import Limits
+from vmmd.kvm.observer import Kicked, Note, Observer, Resumed, ignore
+from vmmd.kvm.processors import Processors
 from vmmd.kvm.rendezvous import Rendezvous
-from vmmd.kvm.requests import KVM_REQ_HOLD, KVM_REQ_VM_DEAD
+from vmmd.kvm.requests import KVM_REQ_VM_DEAD
 from vmmd.kvm.scheduler import Scheduler
 from vmmd.kvm.vcpu import Stats, Vcpu
 from vmmd.memory import access
@@ -39,6 +41,7 @@ class Vm:
         id, name: what the system knows it by, and what its creator called it.
         vcpus: by their ids.
         cooperative: what its vCPUs run by, where it is a cooperative VM: one with a seed.
+        note: tells whoever observes the VM what has happened.
     """
 
     def __init__(
@@ -51,27 +54,23 @@ class Vm:
         ledger: Ledger,
         limits: Limits,
         seed: int | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.id = vm_id
         self.name = name
-        self._limits = limits
+        self.note: Note = partial(observer.note, vm_id) if observer is not None else ignore
         view = View(Memslots(), HostSpace())
-        self._gate = Gate(lambda: self.generation, limits.max_wait_ms)
+        self._gate = Gate(lambda: self.generation, limits.max_wait_ms, self.note)
         self.cooperative = Cooperative(engine, scheduler, view, self._gate, seed) if seed is not None else None
         self._meet = self.cooperative or Rendezvous(engine, scheduler, view)
-        self._memory = GuestMemory(self._meet, engine, ledger)
-        self._vcpus: dict[int, Vcpu] = {}
-        self._lines: dict[int, Lines] = {}
-        self._clock: Clock = self.cooperative.clock if self.cooperative else HostClock()
-        self._irqchip: Irqchip | None = None
-        self._kicks = Kicks(self._meet, self._memory, self._gate, self._vcpus, limits, self._time_stands_still)
+        self._memory = GuestMemory(self._meet, engine, ledger, self.note)
+        clock: Clock = self.cooperative.clock if self.cooperative else HostClock()
+        self._processors = Processors(vm_id, self._meet, clock, limits.vcpus_per_vm)
+        self.vcpus: Mapping[int, Vcpu] = self._processors.by_id
+        stand_still = self._processors.time_stands_still
+        self._kicks = Kicks(self._meet, self._memory, self._gate, self.vcpus, limits, stand_still)
 
     # Looking, which is never gated.
-
-    @property
-    def vcpus(self) -> Mapping[int, Vcpu]:
-        """The vCPUs by their ids."""
-        return self._vcpus
 
     @property
     def generation(self) -> int:
@@ -92,9 +91,7 @@ class Vm:
         Raises:
             KvmError: EBADF where there is none of that id.
         """
-        if vcpu_id not in self._vcpus:
-            raise KvmError(errno.EBADF, f"VM {self.id} has no vCPU {vcpu_id}")
-        return self._vcpus[vcpu_id]
+        return self._processors.get(vcpu_id)
 
     def memslot(self, slot: int) -> Memslot | None:
         """Return the slot of that id, if it is set."""
@@ -108,7 +105,7 @@ class Vm:
 
     def stats(self) -> Stats:
         """Return the sums of the vCPUs' counters."""
-        return sum((vcpu.stats() for vcpu in self._vcpus.values()), Stats())
+        return self._processors.stats()
 
     # Host memory.
 
@@ -224,9 +221,9 @@ class Vm:
         if not dry_run and entry.get("hold") is None:
             with in_ioctl(ioctl):
                 return await self._kicks.publish(regions, entry, max_log_bytes)
-        async with self._gate.inside(entry, ioctl):
+        async with self._gate.inside(entry, ioctl) as held:
             prepared = self._memory.prepare(regions, max_log_bytes)
-            dirty = [] if dry_run else self._memory.publish(prepared)
+            dirty = [] if dry_run else self._memory.publish(prepared, _undo(held))
             return Published(self.generation, None, dirty)
 
     async def get_dirty_log(
@@ -271,7 +268,7 @@ class Vm:
                 that is too large; EBUSY in any hold.
         """
         async with self._gate.inside({}, "KVM_ENABLE_CAP"):
-            self._memory.enable_cap(cap, args, len(self._vcpus))
+            self._memory.enable_cap(cap, args, len(self.vcpus))
 
     async def reset_dirty_rings(self) -> int:
         """KVM_RESET_DIRTY_RINGS: free every harvested entry, and log the next store to its page again.
@@ -283,9 +280,9 @@ class Vm:
             KvmError: EINVAL where the VM has no rings; EBUSY in any hold.
         """
         async with self._gate.inside({}, "KVM_RESET_DIRTY_RINGS"):
-            rings = [vcpu.context.ring for vcpu in self._vcpus.values()]
+            rings = [vcpu.context.ring for vcpu in self.vcpus.values()]
             count = await self._memory.reset_rings([ring for ring in rings if ring is not None])
-            for vcpu in self._vcpus.values():
+            for vcpu in self.vcpus.values():
                 vcpu.notice()
             return count
 
@@ -299,14 +296,7 @@ class Vm:
         """
         with in_ioctl("KVM_CREATE_IRQCHIP"):
             self._gate.check_open()
-            self._meet.check_no_advance("KVM_CREATE_IRQCHIP")
-            if self._irqchip is not None:
-                raise KvmError(errno.EEXIST, f"VM {self.id} has an interrupt controller already")
-            if self._vcpus:
-                raise KvmError(errno.EINVAL, f"it comes before the first vCPU, and VM {self.id} has {len(self._vcpus)}")
-            self._irqchip = Irqchip(self._clock, self._lines)
-            if self._kicks.held:
-                self._irqchip.stop()
+            self._processors.create_irqchip(held=self._kicks.held)
 
     async def create_vcpu(self, vcpu_id: int) -> Vcpu:
         """KVM_CREATE_VCPU; where the VM is held, it starts held.
@@ -316,21 +306,7 @@ class Vm:
         """
         with in_ioctl("KVM_CREATE_VCPU"):
             self._gate.check_open()
-            self._meet.check_no_advance("KVM_CREATE_VCPU")
-            if not 0 <= vcpu_id < self._limits.vcpus_per_vm:
-                raise KvmError(errno.EINVAL, f"vCPU id {vcpu_id} is not below {self._limits.vcpus_per_vm}")
-            if vcpu_id in self._vcpus:
-                raise KvmError(errno.EEXIST, f"vCPU {vcpu_id} is there already")
-            vcpu = Vcpu(
-                self._meet,
-                vcpu_id,
-                KVM_REQ_HOLD if self._kicks.held else 0,
-                clock=self._clock,
-                irqchip=self._irqchip,
-                ring=self._memory.new_ring(),
-            )
-            self._vcpus[vcpu_id], self._lines[vcpu_id] = vcpu, vcpu.lines
-            return vcpu
+            return self._processors.create(vcpu_id, self._memory.new_ring(), held=self._kicks.held)
 
     # Kick and resume.
 
@@ -363,7 +339,9 @@ class Vm:
             self._gate.check_open()
             self._gate.check_generation(if_generation)
             self._meet.check_no_advance("KVM_KICK_ALL_RUNNING_VCPUS")
-            return await self._kicks.kick_raw()
+            kick = await self._kicks.kick_raw()
+            self.note(Kicked(kick.kicked, kick.kick_ns))
+            return kick
 
     async def resume_all_kicked_vcpus(self, hold: str | None = None) -> Resume:
         """KVM_RESUME_ALL_KICKED_VCPUS.
@@ -378,8 +356,14 @@ class Vm:
             if hold is None:
                 self._gate.check_open()
                 self._meet.check_no_advance("KVM_RESUME_ALL_KICKED_VCPUS")
-                return self._kicks.resume_raw()
+                raw = self._kicks.resume_raw()
+                self.note(Resumed())
+                return raw
             return self._kicks.resume(hold)
+
+    def hold_became(self, hold: str) -> str | None:
+        """Tell what became of a hold that has ended; None where it is not remembered."""
+        return self._gate.holds.became(hold)
 
     def abandon_hold(self, hold: str) -> None:
         """Give back a hold that was just opened, and in which nothing was done: its name may be used again."""
@@ -402,18 +386,12 @@ class Vm:
         self._gate.close(KvmError(errno.ECANCELED, f"VM {self.id} is destroyed"))
         self._kicks.close()
         self._meet.post(KVM_REQ_VM_DEAD, self._meet.contexts)
-        for vcpu in self._vcpus.values():
+        for vcpu in self.vcpus.values():
             vcpu.notice(KvmError(errno.ECANCELED, f"VM {self.id} is destroyed"))
             await vcpu.run_over()
         await self._meet.stop_advance()
-        if self._irqchip is not None:
-            self._irqchip.stop()
+        self._processors.stop_timers()
         self._memory.drop()
-
-    def _time_stands_still(self, still: bool) -> None:
-        for part in (self._clock, self._irqchip):
-            if part is not None:
-                part.stop() if still else part.go()
 
 
 def _undo(hold: Hold | None) -> Undo | None:

@@ -13,13 +13,15 @@ import errno
 from collections.abc import Mapping
 from enum import Enum
 
-from vmmd.kvm.cooperative import Advanced
+from vmmd.kvm.cooperative import Advanced, Begun
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.exits import Exit
+from vmmd.kvm.observer import VmCreated, VmDestroyed, VmStarted, VmStopped, vcpu_ended
 from vmmd.kvm.system import System
 from vmmd.kvm.vm import Vm
 from vmmd.machine.console import Console
 from vmmd.machine.cooperative import CooperativeLoops
+from vmmd.machine.exit_samples import ExitSamples
 from vmmd.machine.run_loop import StrayPolicy, run_loop
 
 
@@ -37,11 +39,13 @@ class Machine:
     Attributes:
         vm: the VM.
         state: whether its loops run.
+        exit_samples: which exits are told.
     """
 
     def __init__(self, vm: Vm) -> None:
         self.vm = vm
         self.state = MachineState.CREATED
+        self.exit_samples = ExitSamples(vm.note)
         self._console = Console()
         self._loops: dict[int, asyncio.Task[Exit | KvmError]] = {}
         self._ended: dict[int, Exit | KvmError] = {}
@@ -72,9 +76,11 @@ class Machine:
         self.state = MachineState.RUNNING
         for vcpu in self.vm.vcpus.values():
             vcpu.own(self)
-            loop = asyncio.create_task(run_loop(vcpu, self, self._console, policy), name=f"{self.vm.id}-vcpu{vcpu.id}")
+            running = run_loop(vcpu, self, self._console, policy, self.exit_samples)
+            loop = asyncio.create_task(running, name=f"{self.vm.id}-vcpu{vcpu.id}")
             loop.add_done_callback(lambda done, vcpu_id=vcpu.id: self._note_end(vcpu_id, done))  # type: ignore[misc]
             self._loops[vcpu.id] = loop
+        self.vm.note(VmStarted())
 
     async def advance(
         self,
@@ -83,6 +89,7 @@ class Machine:
         *,
         wait_ms: int = 0,
         if_generation: int | None = None,
+        begun: Begun | None = None,
     ) -> Advanced:
         """Let the loops of a cooperative VM go on until so many instructions have retired in all.
 
@@ -93,7 +100,9 @@ class Machine:
         """
         if self._cooperative is None:
             raise KvmError(errno.EINVAL, f"VM {self.vm.id} is parallel, and runs by itself: use vm.start")
-        return await self._cooperative.advance(instructions, policy, wait_ms=wait_ms, if_generation=if_generation)
+        return await self._cooperative.advance(
+            instructions, policy, wait_ms=wait_ms, if_generation=if_generation, begun=begun
+        )
 
     async def stop(self) -> None:
         """End all loops and every other KVM_RUN, held ones too, and wait for it; without any it does nothing."""
@@ -114,13 +123,16 @@ class Machine:
             await vcpu.run_over()
         if self.state is MachineState.RUNNING:
             self.state = MachineState.STOPPED
+            self.vm.note(VmStopped())
 
     def read_console(self, since: int = 0) -> tuple[bytes, int]:
         """Return console output from a position on, and the position behind it."""
         return self._console.read(since)
 
     def _note_start(self) -> None:
-        self.state = MachineState.RUNNING
+        if self.state is not MachineState.RUNNING:
+            self.state = MachineState.RUNNING
+            self.vm.note(VmStarted())
 
     def _note_end(self, vcpu_id: int, loop: asyncio.Task[Exit | KvmError]) -> None:
         del self._loops[vcpu_id]
@@ -130,6 +142,7 @@ class Machine:
         ending = loop.result()
         if not (self._stopping and isinstance(ending, KvmError) and ending.errno == errno.EINTR):
             self._ended[vcpu_id] = ending
+            self.vm.note(vcpu_ended(vcpu_id, ending))
 
 
 class Machines:
@@ -147,6 +160,7 @@ class Machines:
         """
         machine = Machine(self._system.create_vm(name, seed))
         self._machines[machine.vm.id] = machine
+        machine.vm.note(VmCreated(name, seed is not None))
         return machine
 
     def get(self, vm_id: str) -> Machine:
@@ -173,6 +187,7 @@ class Machines:
         del self._machines[vm_id]
         await self._system.destroy_vm(vm_id)
         await machine.stop()
+        machine.vm.note(VmDestroyed())
 
     async def close(self) -> None:
         """Destroy every machine."""

@@ -18,6 +18,7 @@ from vmmd.kvm.exits import DirtyRingFullExit, Exit, HltExit, IoExit, MmioExit
 from vmmd.kvm.uapi import KVM_EXIT_IO_OUT
 from vmmd.kvm.vcpu import Vcpu
 from vmmd.machine.console import CONSOLE_PORT, Console
+from vmmd.machine.exit_samples import ExitSamples
 
 
 class StrayPolicy(Enum):
@@ -27,13 +28,16 @@ class StrayPolicy(Enum):
     ONES = "ones"
 
 
-async def run_loop(vcpu: Vcpu, owner: object, console: Console, policy: StrayPolicy) -> Exit | KvmError:
+async def run_loop(
+    vcpu: Vcpu, owner: object, console: Console, policy: StrayPolicy, samples: ExitSamples
+) -> Exit | KvmError:
     """Run a vCPU, as its owner, until an exit or error ends its loop, and return that."""
     data: bytes | None = None
     while True:
         try:
             await vcpu.resumed()
             exit_ = await vcpu.run(data, owner=owner)
+            samples.saw(vcpu.id, exit_)
             if isinstance(exit_, DirtyRingFullExit):
                 await vcpu.ring_reset()
             elif isinstance(exit_, HltExit):

@@ -16,6 +16,7 @@ from vmmd.kvm.requests import KVM_REQ_USERSPACE_KICK
 from vmmd.kvm.runner import Runner
 from vmmd.kvm.scheduler import Turn
 from vmmd.kvm.vcpu import Vcpu
+from vmmd.machine.exit_samples import ExitSamples
 from vmmd.machine.run_loop import StrayPolicy, serve
 
 
@@ -26,6 +27,7 @@ class TurnLoop:
         vcpu: whose.
         write: takes console output.
         history: takes what KVM_RUN returns.
+        samples: tells of some of it.
 
     Attributes:
         context: the vCPU's.
@@ -33,13 +35,14 @@ class TurnLoop:
         ended: what ended the loop, where it has ended.
     """
 
-    def __init__(self, vcpu: Vcpu, write: Callable[[bytes], object], history: History) -> None:
+    def __init__(self, vcpu: Vcpu, write: Callable[[bytes], object], history: History, samples: ExitSamples) -> None:
         self.context = vcpu.context
         self.policy = StrayPolicy.STOP
         self.ended: Exit | KvmError | None = None
         self._vcpu = vcpu
         self._write = write
         self._history = history
+        self._samples = samples
         self._in_flight: Runner | None = None
         self._waits_for: type[HltExit | DirtyRingFullExit] | None = None
 
@@ -72,6 +75,7 @@ class TurnLoop:
             raise result
         else:
             self._history.note(self._vcpu, result)
+            self._samples.saw(self._vcpu.id, result)
             if isinstance(result, HltExit | DirtyRingFullExit):
                 self._waits_for = type(result)
             goes_on, answer = serve(result, self._vcpu, self._write, self.policy)
