@@ -37,10 +37,12 @@
             ├── InvalidArgument         EINVAL: line, column
             ├── KickTimeout             ETIMEDOUT
             ├── LogsInRings             ENXIO
+            ├── NeedsWebSocket          EOPNOTSUPP
             ├── NoSuchSlot              ENOENT
             ├── OutOfMemory             ENOMEM
             ├── StaleGeneration         ESTALE: generation
             ├── TooBig                  E2BIG
+            ├── TooManyCalls            EAGAIN
             ├── TooManyVms              EMFILE
             └── Unsupported             ENOTTY
 
@@ -341,6 +343,10 @@ class LogsInRings(KvmError):
     """ENXIO: the VM logs dirty pages in rings alone, so it has no bitmaps: harvest the rings."""
 
 
+class NeedsWebSocket(KvmError):
+    """EOPNOTSUPP: what was asked for comes by WebSocket alone, and this was HTTP."""
+
+
 class NoSuchSlot(KvmError):
     """ENOENT: there is no such slot, or it has no dirty log."""
 
@@ -363,6 +369,10 @@ class StaleGeneration(KvmError):
 
 class TooBig(KvmError):
     """E2BIG: an argument or an answer is over a limit that the message names."""
+
+
+class TooManyCalls(KvmError):
+    """EAGAIN: as many calls of this WebSocket are under way as the daemon's configuration allows; wait for one."""
 
 
 class TooManyVms(KvmError):
@@ -400,6 +410,7 @@ class TransactionUnsettled(VmmdError):
 
 _BY_ERRNO: Mapping[int, type[KvmError]] = {
     errno.E2BIG: TooBig,
+    errno.EAGAIN: TooManyCalls,
     errno.EBADF: BadVm,
     errno.EBUSY: HoldConflict,
     errno.ECANCELED: HoldFailed,
@@ -413,6 +424,7 @@ _BY_ERRNO: Mapping[int, type[KvmError]] = {
     errno.ENOMEM: OutOfMemory,
     errno.ENOTTY: Unsupported,
     errno.ENXIO: LogsInRings,
+    errno.EOPNOTSUPP: NeedsWebSocket,
     errno.ESTALE: StaleGeneration,
     errno.ETIMEDOUT: KickTimeout,
 }
