@@ -80,6 +80,16 @@ class LimitSettings(BaseModel):
         ge=100,
         description="A WebSocket that is silent for so long is pinged, and closed half of it later, in milliseconds.",
     )
+    events: int = Field(
+        default=10_000, ge=1, description="Past events that are kept, for readers that are slow or come back."
+    )
+    request_ids: int = Field(default=10_000, ge=1, description="Successes that are kept for repeats by request_id.")
+    request_id_bytes: int = Field(
+        default=64 << 20, ge=1 << 12, description="What their results may have together, in bytes."
+    )
+    request_id_ms: int = Field(
+        default=600_000, ge=1, description="For how long a success is kept for a repeat, in milliseconds."
+    )
     wait_ms: int = Field(
         default=1000, ge=0, description="How long a kick waits for its turn where it does not say, in milliseconds."
     )

@@ -27,7 +27,9 @@ from vmmd.kvm.system import System
 from vmmd.machine.machine import Machines
 from vmmd.rpc.dispatch import Dispatcher, DispatchLimits
 from vmmd.rpc.handlers import About, Core, execute
+from vmmd.rpc.journal import Journal
 from vmmd.rpc.listen import UnixListener, bind_tcp, is_loopback, tcp_url, url_host
+from vmmd.rpc.requests import RequestLimits, Requests
 from vmmd.rpc.scope import BodyScope
 from vmmd.rpc.server import TcpGuard, make_app
 from vmmd.rpc.websocket import Dispatch, WebSocketLimits
@@ -62,14 +64,16 @@ async def serve(settings: Settings) -> None:
     log.configure(settings.log.level, settings.log.format)
     stop = _stop_on_signals()
     with _bound(settings) as listeners:
+        journal = Journal(settings.limits.events)
         kvm = System(
             engine=settings.engine,
             cache_dir=settings.cache_dir,
             workers=settings.workers,
             limits=_core_limits(settings),
+            observer=journal,
         )
         machines = Machines(kvm)
-        dispatch = _make_dispatcher(settings, kvm, machines).dispatch
+        dispatch = _make_dispatcher(settings, kvm, machines, journal).dispatch
         runners = [_make_runner(listener, dispatch, settings) for listener in listeners]
         try:
             for runner, listener in zip(runners, listeners, strict=True):
@@ -130,14 +134,21 @@ def _core_limits(settings: Settings) -> Limits:
     )
 
 
-def _make_dispatcher(settings: Settings, kvm: System, machines: Machines) -> Dispatcher[BodyScope]:
+def _make_dispatcher(settings: Settings, kvm: System, machines: Machines, journal: Journal) -> Dispatcher[BodyScope]:
     limits = settings.limits
     about = About(
         version=__version__, engine=settings.engine, started_ns=time.monotonic_ns(), limits=limits.model_dump()
     )
+    requests = Requests(
+        RequestLimits(
+            request_ids=limits.request_ids,
+            request_id_bytes=limits.request_id_bytes,
+            request_id_ms=limits.request_id_ms,
+        )
+    )
     return Dispatcher(
         METHODS,
-        partial(execute, Core(kvm, machines, about)),
+        partial(execute, Core(kvm, machines, about, journal, requests)),
         partial(BodyScope, kvm.vm),
         DispatchLimits(batch_calls=limits.batch_calls, reply_bytes=limits.reply_bytes, json_depth=limits.json_depth),
     )

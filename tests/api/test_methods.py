@@ -6,7 +6,7 @@ import pytest
 
 from vmmd.api.errors import errno_name
 from vmmd.api.methods import METHODS, Method
-from vmmd.api.types import ChangeOptions, GateOptions, VmParams
+from vmmd.api.types import ChangeOptions, GateOptions, RequestOptions, VmParams
 
 ROWS = list(METHODS.values())
 GATED = {
@@ -29,7 +29,7 @@ each_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 @each_row
 def test_a_name_is_a_level_and_an_ioctl_in_snake_case(row: Method) -> None:
     level, _, name = row.name.partition(".")
-    assert level in {"kvm", "vm", "vcpu", "isa", "daemon"}
+    assert level in {"kvm", "vm", "vcpu", "isa", "daemon", "events", "rpc"}
     assert name.isidentifier()
     assert name.islower()
     assert level not in {"vm", "vcpu"} or issubclass(row.params, VmParams)
@@ -68,6 +68,8 @@ def test_a_row_knows_the_errors_of_its_family(row: Method) -> None:
     expected |= {"EBADF"} if "vm" in row.params.model_fields else set()
     expected |= {"ESTALE"} if issubclass(row.params, ChangeOptions) else set()
     expected |= {"EBUSY", "ECANCELED", "EINVAL"} if row.gated else set()
+    expected |= {"EINVAL"} if issubclass(row.params, RequestOptions) else set()
+    expected |= {"ETIMEDOUT", "ECANCELED", "EAGAIN"}
     assert set(row.all_errors) == expected
 
 

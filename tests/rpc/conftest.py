@@ -12,19 +12,25 @@ from vmmd.kvm.system import System
 from vmmd.machine.machine import Machines
 from vmmd.rpc.dispatch import Dispatcher, DispatchLimits
 from vmmd.rpc.handlers import About, Core, execute
+from vmmd.rpc.journal import Journal
+from vmmd.rpc.requests import RequestLimits, Requests
 from vmmd.rpc.scope import BodyScope
+
+REQUESTS = RequestLimits(request_ids=3, request_id_bytes=4096, request_id_ms=600_000)
 
 
 @pytest.fixture
 async def wire() -> AsyncIterator[Wire]:
+    journal = Journal(100)
     kvm = System(
         engine="evaluated",
         cache_dir=None,
         workers=1,
         limits=Limits(guest_memory_bytes=1 << 24, vms=3, vcpus_per_vm=4, wait_ms=50, max_wait_ms=1000),
+        observer=journal,
     )
     machines = Machines(kvm)
-    core = Core(kvm, machines, About("1.2.3", "evaluated", 0, {"vms": 3}))
+    core = Core(kvm, machines, About("1.2.3", "evaluated", 0, {"vms": 3}), journal, Requests(REQUESTS))
     limits = DispatchLimits(batch_calls=100, reply_bytes=REPLY_BYTES, json_depth=16)
     yield Wire(Dispatcher(METHODS, partial(execute, core), partial(BodyScope, kvm.vm), limits))
     await machines.close()

@@ -205,6 +205,12 @@ async def test_what_is_refused_closes_the_connection_with_a_code_and_a_reason(
         assert reason in said
 
 
+async def test_a_frame_of_just_the_largest_size_is_taken(wire: Wire) -> None:
+    async with serving(wire, body_bytes=1000) as client, connected(client) as socket:
+        await socket.socket.send_str(json.dumps(request("kvm.get_api_version")).ljust(1000))
+        assert (await socket.answer("kvm.get_api_version"))["result"] == 12
+
+
 async def test_a_peer_that_does_not_answer_pings_is_gone(wire: Wire, vm: str) -> None:
     async with serving(wire, websocket_silence_ms=100) as client, connected(client, autoping=False) as socket:
         await socket.call("vm.kick_all_running_vcpus", vm=vm, hold="h", lease_ms=60_000)

@@ -35,6 +35,7 @@ class KickResult(Result):
     lease_ms: U32 | None = Field(
         default=None, description="For how long it stays open, in milliseconds; null for a raw kick."
     )
+    number: Count | None = Field(default=None, description="What events call the hold; null for a raw kick.")
 
 
 class ResumeAllKickedVcpusParams(VmParams, ChangeOptions):

@@ -23,6 +23,16 @@ _GATE = {
 }
 
 
+_TAKEN = {"EINVAL": "`request_id` is the name of another call, or of this method with other parameters."}
+
+# Any call may be ended before its time, or be one too many.
+_ENDED = {
+    "ETIMEDOUT": "`deadline_ms` has passed.",
+    "ECANCELED": "It was cancelled with rpc.cancel.",
+    "EAGAIN": "So many calls of the WebSocket are under way as limits.calls_in_flight allows.",
+}
+
+
 @dataclass(frozen=True)
 class Method:
     """One row: a method and all that is known of it.
@@ -62,14 +72,16 @@ class Method:
     def all_errors(self) -> Mapping[str, str]:
         """Every errno that the method can answer with, by name, and when: its own, and those of its family.
 
-        Calls of a VM give EBADF, calls with `if_generation` ESTALE, and gated calls what the gate gives. Where an errno
-        is both, both sentences stand.
+        Calls of a VM give EBADF, calls with `if_generation` ESTALE, those with `request_id` EINVAL, gated calls what
+        the gate gives, and all what ends a call before its time. Where an errno is both, both sentences stand.
         """
         fields = self.params.model_fields
         families = (
             (_NO_VCPU if self.name.startswith("vcpu.") else _NO_VM) if "vm" in fields else {},
             _MOVED_ON if "if_generation" in fields else {},
             _GATE if self.gated else {},
+            _TAKEN if "request_id" in fields else {},
+            _ENDED,
         )
         errors = dict(self.errors)
         for family in families:

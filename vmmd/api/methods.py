@@ -7,12 +7,12 @@ carry the gate's options.
 
 from collections.abc import Mapping
 
-from vmmd.api import holds, isa, machine, memory, memslots, system, vcpus
+from vmmd.api import events, holds, isa, machine, memory, memslots, system, vcpus
 from vmmd.api.method import Method
 
 __all__ = ["METHODS", "Method"]
 
-_ROOMS = (system, memory, memslots, holds, vcpus, machine, isa)
+_ROOMS = (system, memory, memslots, holds, vcpus, machine, isa, events)
 
 METHODS: Mapping[str, Method] = {method.name: method for room in _ROOMS for method in room.ROWS}
 """Every method by its name on the wire."""

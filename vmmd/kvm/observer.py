@@ -15,7 +15,7 @@ from vmmd.kvm.errors import KvmError
 from vmmd.kvm.exits import Exit
 from vmmd.memory.region import Region
 
-MOST_REGIONS = 64
+MOST_REGIONS = 16
 """How many changes of slots one event has at most; it counts the others."""
 
 

@@ -15,7 +15,7 @@ It refuses to interrupt what would be left half done: such calls are carried thr
 
 import asyncio
 import errno
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
@@ -36,6 +36,16 @@ class Holder(Protocol):
 
     def has_hold(self, hold: str) -> bool:
         """Tell whether that hold is current."""
+
+
+class Reader(Protocol):
+    """What a WebSocket is sent of the daemon's events."""
+
+    async def run(self, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+        """Send events for good; `send` takes the parameters of one, and waits while the peer is slow."""
+
+    async def finish(self, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+        """Send what there is, and no more."""
 
 
 class Connection(Protocol):
@@ -60,8 +70,11 @@ class Connection(Protocol):
     def cancel(self, call_id: bytes) -> bool:
         """Cancel the call of that id, JSON text; tell whether there is one."""
 
-    def notify(self, method: str, params: dict[str, Any]) -> None:
-        """Send a notification, unless the reader is so slow that earlier ones still wait."""
+    def notify(self, method: str, params: bytes) -> None:
+        """Send a notification, its parameters as JSON text, unless the peer is so slow that an earlier one waits."""
+
+    def subscribe(self, reader: Reader) -> None:
+        """Send events from now on, in place of any earlier reader's."""
 
 
 class Caller:
@@ -123,20 +136,23 @@ class Caller:
         Raises:
             CallError: ECANCELED or ETIMEDOUT, where it was ended before its time; EAGAIN where too many are under way.
         """
+        if self.connection is not None or deadline_s is not None:
+            self._check_wanted(call_id, method, work, deadline_s)
         try:
-            self._check_wanted(call_id, method, deadline_s)
-        except CallError:
-            work.close()
-            raise
-        self.running = call_id
-        try:
-            return await (carry_through(work) if method.carried_through else self._while_wanted(work, deadline_s))
+            if method.carried_through:
+                return await carry_through(work)
+            self._task = asyncio.current_task()
+            if self._left or self._was_cancelled():
+                self._interrupt(_gone())
+            return await (work if deadline_s is None else self._until(deadline_s, work))
+        except asyncio.CancelledError:
+            raise self._ending() from None
         finally:
-            self.running = None
-            if call_id is not None:
-                self._expected.discard(call_id)
+            self._task = None
+            if self._interruption is not None:
+                await self._forget_interruption()
             if self.connection is not None:
-                self.connection.end()
+                self._end(call_id, self.connection)
 
     def opened(self, vm: Holder, hold: str) -> None:
         """Take note of a hold that the body has opened."""
@@ -156,35 +172,54 @@ class Caller:
             elif self.connection is not None:
                 self.connection.adopt(vm, hold)
 
-    def _check_wanted(self, call_id: bytes | None, method: Method, deadline_s: float | None) -> None:
-        if call_id in self._cancelled:
-            raise _cancelled()
-        if deadline_s is not None and asyncio.get_running_loop().time() >= deadline_s:
-            raise _late()
-        if self.connection is not None:
-            self.connection.begin(method.name)
+    def _check_wanted(
+        self, call_id: bytes | None, method: Method, work: Coroutine[Any, Any, bytes], deadline_s: float | None
+    ) -> None:
+        try:
+            if call_id in self._cancelled:
+                raise _cancelled()
+            if deadline_s is not None and asyncio.get_running_loop().time() >= deadline_s:
+                raise _late()
+            if self.connection is not None:
+                self.connection.begin(method.name)
+                self.running = call_id
+        except CallError:
+            work.close()
+            raise
 
-    async def _while_wanted(self, work: Coroutine[Any, Any, bytes], deadline_s: float | None) -> bytes:
-        task = self._task = asyncio.current_task()
-        timer = None
-        if deadline_s is not None:
-            timer = asyncio.get_running_loop().call_at(deadline_s, self._interrupt, _late())
-        if self.is_gone:
-            self._interrupt(_gone())
+    def _end(self, call_id: bytes | None, connection: Connection) -> None:
+        self.running = None
+        if call_id is not None:
+            self._expected.discard(call_id)
+        connection.end()
+
+    async def _until(self, deadline_s: float, work: Coroutine[Any, Any, bytes]) -> bytes:
+        timer = asyncio.get_running_loop().call_at(deadline_s, self._interrupt, _late())
         try:
             return await work
-        except asyncio.CancelledError:
-            error = self._interruption or (_gone() if self.is_gone else None)
-            if error is None:
-                raise
-            raise error from None
         finally:
-            self._task = None
-            if timer is not None:
-                timer.cancel()
-            if task is not None and task.cancelling() and (self._interruption is not None or self.is_gone):
-                self._interruption = None
-                await _forget_cancellation(task)
+            timer.cancel()
+
+    def _was_cancelled(self) -> bool:
+        """Tell whether the server has cancelled the task of a caller who has gone, and the call before went on."""
+        return self._task is not None and self._task.cancelling() > 0 and self.is_gone
+
+    def _ending(self) -> BaseException:
+        """Say what a cancellation of the task was: an interruption, or somebody else's, who ends the task itself."""
+        if self._interruption is None and self.is_gone:
+            # The server cancels the task of a connection that is lost.
+            self._left = True
+            self._interruption = _gone()
+        return self._interruption or asyncio.CancelledError()
+
+    async def _forget_interruption(self) -> None:
+        """Let the task go on as if it had not been cancelled: also where the call ended before it noticed."""
+        self._interruption = None
+        task = asyncio.current_task()
+        while task is not None and task.cancelling():
+            task.uncancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
 
     def _interrupt(self, error: CallError) -> None:
         if self._task is not None and self._interruption is None:
@@ -203,16 +238,6 @@ async def carry_through(work: Coroutine[Any, Any, T]) -> T:
         with suppress(asyncio.CancelledError):
             await asyncio.wait([inner])
     return inner.result()
-
-
-async def _forget_cancellation(task: asyncio.Task[Any]) -> None:
-    """Let a task go on as if it had not been cancelled: also where the call ended before it noticed."""
-    while task.cancelling():
-        task.uncancel()
-    try:
-        await asyncio.sleep(0)
-    except asyncio.CancelledError:
-        return
 
 
 def _gone() -> CallError:

@@ -144,7 +144,8 @@ class Dispatcher(Generic[ScopeT]):
         """Check all entries, then carry them out in their order."""
         began_s = asyncio.get_running_loop().time()
         entries = [self._check(value, began_s) for value in values]
-        caller.expect(entry.request_id for entry in entries)
+        if caller.connection is not None:
+            caller.expect(entry.request_id for entry in entries if isinstance(entry, _Call))
         scope = self._scope(self._limits.reply_bytes, caller)
         for entry in entries:
             if isinstance(entry, _Refusal):

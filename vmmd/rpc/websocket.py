@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from vmmd.rpc.caller import Caller, Holder
+from vmmd.rpc.caller import Caller, Holder, Reader
 from vmmd.rpc.errors import CallError
 from vmmd.rpc.jsontext import encode
 
@@ -30,6 +30,9 @@ _MAKE_ROOM = frozenset({"vm.resume_all_kicked_vcpus", "rpc.cancel", "vm.stop", "
 
 # Bodies may be waiting for a slow reader beside those that are counted; behind so many nothing more is read.
 _BODIES_PER_CALL = 2
+
+# How long a slow peer has, at the daemon's end, to take the events that it has not read.
+_LAST_EVENTS_S = 1.0
 
 Dispatch = Callable[[bytes, Caller], Awaitable[bytes | None]]
 """Answers one body, None where nothing is to be said."""
@@ -78,7 +81,7 @@ class WebSockets:
     async def close(self, _app: web.Application) -> None:
         """Close every connection: the daemon goes."""
         for connection in list(self._connections):
-            await connection.close(WSCloseCode.GOING_AWAY, "the daemon goes")
+            await connection.go_away()
 
 
 class _Socket(web.WebSocketResponse):
@@ -86,8 +89,12 @@ class _Socket(web.WebSocketResponse):
 
     def __init__(self, limits: WebSocketLimits) -> None:
         # Compression would let a small frame become a large one, and its state is not made for concurrent senders.
+        # aiohttp's bound is the first size that is too large.
         super().__init__(
-            max_msg_size=limits.body_bytes, heartbeat=limits.websocket_silence_ms / 1000, compress=False, timeout=1.0
+            max_msg_size=limits.body_bytes + 1,
+            heartbeat=limits.websocket_silence_ms / 1000,
+            compress=False,
+            timeout=1.0,
         )
         self._limits = limits
 
@@ -99,7 +106,7 @@ class _Socket(web.WebSocketResponse):
 
 
 class _Connection:
-    """One connection: its bodies under way, its holds. It is the callers' `Connection`."""
+    """One connection: its bodies under way, its holds, its place in the events. It is the callers' `Connection`."""
 
     def __init__(self, socket: _Socket, dispatch: Dispatch, limits: WebSocketLimits) -> None:
         self._socket = socket
@@ -108,6 +115,9 @@ class _Connection:
         self._bodies: dict[asyncio.Task[None], Caller] = {}
         self._under_way = 0
         self._notifying: asyncio.Task[None] | None = None
+        self._subscribed: Reader | None = None
+        self._reader: Reader | None = None
+        self._events: asyncio.Task[None] | None = None
         self._holds: dict[Holder, str] = {}
 
     async def serve(self) -> None:
@@ -129,24 +139,37 @@ class _Connection:
         """Close the connection with a code and a reason."""
         await self._socket.close(code=code, message=reason.encode())
 
+    async def go_away(self) -> None:
+        """Send the last events, where the peer takes them, and close: the daemon goes."""
+        if self._events is not None and self._reader is not None:
+            self._events.cancel()
+            await asyncio.wait([self._events])
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_EVENTS_S):
+                    await self._reader.finish(self._send_event)
+        await self.close(WSCloseCode.GOING_AWAY, "the daemon goes")
+
     async def leave(self) -> None:
         """Interrupt all calls, roll back what they have left open, and wait until the last body is over."""
         bodies = list(self._bodies)
         for caller in list(self._bodies.values()):
             caller.leave()
         holds, self._holds = self._holds, {}
+        _log.debug("websocket.closed", calls=len(bodies), holds=len(holds))
         for vm, hold in holds.items():
             vm.expire_hold(hold, SOCKET_CLOSED)
         if bodies:
             await asyncio.wait(bodies)
-        if self._notifying is not None:
-            self._notifying.cancel()
+        for task in (self._notifying, self._events):
+            if task is not None:
+                task.cancel()
 
     # What callers ask for.
 
     def adopt(self, vm: Holder, hold: str) -> None:
         """See `Connection`."""
-        self._holds[vm] = hold
+        # Others have ended meanwhile, and would keep their VMs' memory.
+        self._holds = {other: name for other, name in self._holds.items() if other.has_hold(name)} | {vm: hold}
 
     def hold_of(self, vm: Holder) -> str | None:
         """See `Connection`."""
@@ -177,10 +200,14 @@ class _Connection:
         found = [caller for caller in self._bodies.values() if caller.cancel(call_id)]
         return bool(found)
 
-    def notify(self, method: str, params: dict[str, Any]) -> None:
+    def notify(self, method: str, params: bytes) -> None:
         """See `Connection`."""
         if self._notifying is None or self._notifying.done():
-            self._notifying = asyncio.create_task(self._send(notification(method, params)))
+            self._notifying = asyncio.create_task(self._send(_notification(method, params)))
+
+    def subscribe(self, reader: Reader) -> None:
+        """See `Connection`. The answer goes out before the first event."""
+        self._subscribed = reader
 
     async def _answer(self, body: bytes, caller: Caller) -> None:
         try:
@@ -189,6 +216,29 @@ class _Connection:
             caller.over()
         if answer is not None:
             await self._send(answer)
+        await self._read_events()
+
+    async def _read_events(self) -> None:
+        """Begin with the reader that a body has subscribed, if there is a new one, and end the one before it."""
+        reader, self._subscribed = self._subscribed, None
+        if reader is None:
+            return
+        self._reader = reader
+        if self._events is not None:
+            self._events.cancel()
+            await asyncio.wait([self._events])
+        self._events = asyncio.create_task(self._send_events(reader))
+
+    async def _send_events(self, reader: Reader) -> None:
+        try:
+            await reader.run(self._send_event)
+        except Exception as error:
+            # Never a silent end: whoever waits for events is told that there are no more.
+            _log.error("rpc.events", exc_info=error)
+            await self.close(WSCloseCode.INTERNAL_ERROR, "an error inside the daemon; its log has the details")
+
+    async def _send_event(self, params: dict[str, Any]) -> None:
+        await self._send(_notification("event", encode(params)))
 
     async def _send(self, text: bytes) -> None:
         # A peer that has gone misses it: the reading end sees to that.
@@ -202,6 +252,5 @@ class _Connection:
             await asyncio.wait(list(self._bodies), return_when=asyncio.FIRST_COMPLETED)
 
 
-def notification(method: str, params: dict[str, Any]) -> bytes:
-    """Give the JSON text of a notification."""
-    return encode({"jsonrpc": "2.0", "method": method, "params": params})
+def _notification(method: str, params: bytes) -> bytes:
+    return b'{"jsonrpc":"2.0","method":"%b","params":%b}' % (method.encode(), params)

@@ -7,18 +7,21 @@ where they are not.
 """
 
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 from vmmd.api.methods import METHODS, Method
-from vmmd.api.types import ChangeOptions, GateOptions, Params
+from vmmd.api.types import ChangeOptions, GateOptions, Params, RequestOptions
 from vmmd.kvm.errors import KvmError
-from vmmd.rpc.handlers import holds, isa, machine, memory, memslots, system, vcpus
+from vmmd.kvm.hold import RESUMED
+from vmmd.rpc.handlers import events, holds, isa, machine, memory, memslots, system, vcpus
 from vmmd.rpc.handlers.registry import HANDLERS, About, Core
 from vmmd.rpc.handlers.translate import EarlyError, call_error
 from vmmd.rpc.scope import BodyScope
 
 __all__ = ["About", "Core", "execute"]
 
-_ROOMS = (holds, isa, machine, memory, memslots, system, vcpus)
+_ROOMS = (events, holds, isa, machine, memory, memslots, system, vcpus)
 
 if HANDLERS.keys() != METHODS.keys():
     raise RuntimeError(f"methods without a handler, or handlers without a method: {HANDLERS.keys() ^ METHODS.keys()}")
@@ -39,6 +42,16 @@ async def execute(core: Core, method: Method, params: Params, scope: BodyScope) 
     Raises:
         CallError: The core refused; the code is the errno's number.
     """
+    if isinstance(params, RequestOptions) and params.request_id is not None:
+        carry_out = partial(_carry_out, core, method, params, scope)
+        try:
+            return await core.requests.once(method, params, partial(_stands, core, params), carry_out)
+        except KvmError as error:
+            raise call_error(error, method) from None
+    return await _carry_out(core, method, params, scope)
+
+
+async def _carry_out(core: Core, method: Method, params: Params, scope: BodyScope) -> bytes:
     try:
         # No await lies between this check and the handler's start: what was checked still holds there.
         _check_generation(core, method, params)
@@ -48,6 +61,18 @@ async def execute(core: Core, method: Method, params: Params, scope: BodyScope) 
             _fail_hold(core, params, error)
         raise call_error(error, method) from None
     return method.result_adapter.dump_json(result, exclude_unset=True)
+
+
+def _stands(core: Core, params: Any) -> bool:
+    """Tell whether what a call has done was not undone with the hold that it was inside, or that it opened."""
+    hold = getattr(params, "hold", None)
+    if hold is None:
+        return True
+    try:
+        return core.vm(params).hold_became(hold) in (None, RESUMED)
+    except KvmError:
+        # The VM is gone, and with it the difference.
+        return True
 
 
 def _check_generation(core: Core, method: Method, params: Params) -> None:

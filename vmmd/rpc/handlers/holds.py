@@ -35,6 +35,7 @@ def _kick_result(kick: Kick) -> holds.KickResult:
         kick_ns=kick.kick_ns,
         generation=kick.generation,
         lease_ms=kick.lease_ms,
+        number=kick.number,
     )
 
 

@@ -9,6 +9,7 @@ from vmmd.machine.loader import load
 from vmmd.machine.run_loop import StrayPolicy
 from vmmd.rpc.handlers.registry import Core, handles
 from vmmd.rpc.handlers.translate import EarlyError, entry, room_bytes
+from vmmd.rpc.progress import Progress
 from vmmd.rpc.scope import BodyScope
 
 
@@ -23,13 +24,15 @@ async def _stop(core: Core, params: machine.StopParams, _scope: BodyScope) -> No
 
 
 @handles("vm.advance")
-async def _advance(core: Core, params: machine.AdvanceParams, _scope: BodyScope) -> machine.AdvanceResult:
-    advanced = await core.machine(params).advance(
-        params.instructions,
-        StrayPolicy(params.mmio),
-        wait_ms=params.wait_ms,
-        if_generation=params.if_generation,
-    )
+async def _advance(core: Core, params: machine.AdvanceParams, scope: BodyScope) -> machine.AdvanceResult:
+    with Progress(scope.caller, params.instructions) as progress:
+        advanced = await core.machine(params).advance(
+            params.instructions,
+            StrayPolicy(params.mmio),
+            wait_ms=params.wait_ms,
+            if_generation=params.if_generation,
+            begun=progress.begin,
+        )
     return machine.AdvanceResult(
         instructions=advanced.instructions, ended_by=advanced.ended_by.value, digest=advanced.digest
     )

@@ -8,6 +8,8 @@ from vmmd.kvm.system import System
 from vmmd.kvm.vcpu import Vcpu
 from vmmd.kvm.vm import Vm
 from vmmd.machine.machine import Machine, Machines
+from vmmd.rpc.journal import Journal
+from vmmd.rpc.requests import Requests
 from vmmd.rpc.scope import BodyScope
 
 
@@ -36,11 +38,15 @@ class Core:
         kvm: The system.
         machines: Its VMs with their run loops.
         about: What the daemon says about itself.
+        journal: What has happened; the system's observer.
+        requests: Those that have names.
     """
 
     kvm: System
     machines: Machines
     about: About
+    journal: Journal
+    requests: Requests
 
     def vm(self, params: Any) -> Vm:
         """Give the VM that a call names."""

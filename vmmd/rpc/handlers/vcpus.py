@@ -20,7 +20,10 @@ async def _create_vcpu(core: Core, params: vcpus.CreateVcpuParams, _scope: BodyS
 
 @handles("vcpu.run")
 async def _run(core: Core, params: vcpus.RunParams, _scope: BodyScope) -> vcpus.RunResult:
-    return exit_result(await core.vcpu(params).run(params.data, params.timeout_ms))
+    machine = core.machine(params)
+    exit_ = await core.vcpu(params).run(params.data, params.timeout_ms)
+    machine.exit_samples.saw(params.vcpu, exit_)
+    return exit_result(exit_)
 
 
 @handles("vcpu.harvest_dirty_ring")
