@@ -9,7 +9,7 @@ from ..connection import Client
 from .files import SOURCE, Source, output_option, write_file
 from .memory import hexdump_lines
 from .numbers import SIZE
-from .screen import Screen, table
+from .screen import Screen, byte_count, table
 from .session import asks, stdout_is_terminal
 
 origin_option = click.option("--origin", type=SIZE, default=0, metavar="ADDRESS", help="Where the first byte lies.")
@@ -28,7 +28,7 @@ async def asm(vmmd: Client, screen: Screen, source: Source, origin: int, output:
     program = await vmmd.isa.assemble(source.text(), origin)
     if output is not None:
         write_file(output, program.code)
-        screen.note(f"{len(program.code):,} bytes written to {output}")
+        screen.note(f"{byte_count(len(program.code))} written to {output}")
     if screen.as_json:
         screen.json(program.model_dump(mode="json"))
     elif output is not None or stdout_is_terminal():

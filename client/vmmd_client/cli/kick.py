@@ -1,6 +1,7 @@
 """`vmmctl kick` and `vmmctl resume`: holds with a name, and the raw pair as it was proposed."""
 
 import secrets
+import shlex
 
 import click
 
@@ -42,7 +43,7 @@ async def kick(
 
     JSON: {"hold": name or null, "kicked", "kick_ns", "generation", "lease_ms"}
     """
-    name = None if raw else hold or secrets.token_urlsafe(16)
+    name = None if raw else hold or secrets.token_hex(16)
     result = await vmmd.vm(vm).kick_all_running_vcpus(name, wait_ms=wait_ms, lease_ms=lease_ms)
     rows = [
         ("hold", result.hold or "none: a raw kick"),
@@ -52,8 +53,9 @@ async def kick(
     ]
     screen.give(result.model_dump(mode="json"), table(("", ""), rows))
     if result.hold is not None and result.lease_ms is not None:
+        name = shlex.quote(result.hold)
         screen.note(
-            f"held for {result.lease_ms:,} ms at most, then rolled back; end it with: vmmctl resume {vm} {result.hold}"
+            f"held for {result.lease_ms:,} ms at most, then rolled back; end it with: vmmctl resume {vm} {name}"
         )
 
 

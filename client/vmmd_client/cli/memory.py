@@ -15,7 +15,7 @@ from ..connection import Client
 from ..vm import Vm
 from .files import SOURCE, Source, output_option, write_file
 from .numbers import SIZE, vm_argument
-from .screen import Screen, cell, table
+from .screen import Screen, byte_count, cell, table
 from .session import asks, asks_if, stdout_is_terminal
 
 PART_BYTES = 512 << 10
@@ -50,7 +50,7 @@ async def read(
     data = await _read(vmmd.vm(vm), screen, address, length, host=host)
     if output is not None:
         write_file(output, data)
-        screen.note(f"{length:,} bytes written to {output}")
+        screen.note(f"{byte_count(length)} written to {output}")
         if screen.as_json:
             screen.json({"address": hex(address), "length": length, "output": str(output)})
     elif screen.as_json:
@@ -118,7 +118,9 @@ async def write(
             else:
                 await handle.write_guest_memory(address + at, part)
             advance(len(part))
-    screen.give({"address": hex(address), "length": len(data)}, cell(f"{len(data):,} bytes written at {address:#x}"))
+    screen.give(
+        {"address": hex(address), "length": len(data)}, cell(f"{byte_count(len(data))} written at {address:#x}")
+    )
 
 
 @memory.command("map")

@@ -17,6 +17,9 @@ ABI_NAMES = (
 )
 """The psABI's names of x0 to x31."""
 
+# A name, two spaces, eighteen characters of value, two spaces.
+_CELL_WIDTH = 30
+
 vcpu_argument = click.argument("vcpu", type=click.IntRange(0, 2**32 - 1), default=0)
 
 
@@ -53,7 +56,7 @@ async def show(vmmd: Client, screen: Screen, vm: str, vcpu: int) -> None:
     JSON: {"vm", "vcpu", "regs": {name: "0x…"}}
     """
     values = await vmmd.vm(vm).vcpu(vcpu).get_regs()
-    columns = 4
+    columns = max(1, screen.console.width // _CELL_WIDTH)
     named = [(_shown_name(name), value) for name, value in values.items()]
     rows = [
         [text for name, value in named[at : at + columns] for text in (name, f"{value:#018x}")]

@@ -105,6 +105,11 @@ def size(size_bytes: int) -> str:
     return f"{size_bytes:,} B"
 
 
+def byte_count(count: int) -> str:
+    """Write a number of bytes, "1 byte" or "1,024 bytes"."""
+    return f"{count:,} byte{'' if count == 1 else 's'}"
+
+
 def duration(time_ns: int | None) -> str:
     """Write a time in microseconds, "142.3 µs"; "none" for None."""
     return "none" if time_ns is None else f"{time_ns / 1_000:,.1f} µs"
