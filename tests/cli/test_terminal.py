@@ -68,6 +68,12 @@ def test_a_terminal_has_styles_unless_no_color_is_set(
     assert (b"\x1b[" in written) == coloured
 
 
+def test_a_terminal_without_the_characters_gets_escapes(ctl: Ctl, vm: str) -> None:
+    with terminal(ctl, "slots", vm, PYTHONIOENCODING="ascii") as shown:
+        assert b"\\u2502 slot 0" in shown.rest()
+        assert shown.process.returncode == 0
+
+
 def test_top_draws_itself_anew_until_ctrl_c_and_leaves_the_terminal_as_it_was(ctl: Ctl, vm: str) -> None:
     with terminal(ctl, "top", "--interval", "0.05") as shown:
         shown.read_until(b"of a test", times=3)

@@ -1,6 +1,7 @@
 """The group `vmmctl`: its commands by name, each loaded when it is asked for, and how the process ends."""
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -74,6 +75,9 @@ class Commands(click.Group):
     ) -> None:
         """Run the command line and end the process with its exit code; no exception is shown as a traceback."""
         extra["standalone_mode"] = False
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A terminal that cannot show a character gets it as an escape, and no command dies of it.
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             code = super().main(args, prog_name, **extra)
         except click.ClickException as error:
