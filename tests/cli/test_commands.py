@@ -230,6 +230,11 @@ def test_an_update_of_a_vm_is_traced_and_changes_nothing(ctl: Ctl, vm: str) -> N
     assert ctl.json("slots", vm)["slots"] == before
 
 
+def test_the_demo_tells_its_own_options(ctl: Ctl) -> None:
+    assert "--json-only" in ctl.text("demo", "--help")
+    assert ctl("demo", "--updates", "0").exit_code == 2
+
+
 def test_discover_lists_the_methods_or_says_that_the_daemon_cannot(ctl: Ctl) -> None:
     if "rpc.discover" not in METHODS:
         assert "rpc.discover" in ctl.refused("discover")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+import socketserver
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,48 @@ def test_an_answer_that_does_not_come_is_5(ctl: Ctl, tmp_path: Path) -> None:
         deaf.listen()
         said = ctl.refused("--url", f"unix://{tmp_path}/deaf.sock", "--call-timeout", "0.05", "ping", code=5)
     assert "did not answer within 0.05 s" in said
+
+
+def test_a_daemon_that_vanishes_before_it_answers_is_5(ctl: Ctl, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as vanishing:
+        vanishing.bind(str(tmp_path / "vanishing.sock"))
+        vanishing.listen()
+        over = threading.Event()
+
+        def hang_up() -> None:
+            while not over.is_set():
+                connection, _ = vanishing.accept()
+                connection.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        try:
+            said = ctl.refused("--url", f"unix://{tmp_path}/vanishing.sock", "ping", code=5)
+        finally:
+            over.set()
+            with socket.socket(socket.AF_UNIX) as last:
+                last.connect(str(tmp_path / "vanishing.sock"))
+            thread.join()
+    assert "ended the connection before it had answered" in said
+
+
+def test_a_server_that_is_no_vmmd_is_5(ctl: Ctl, tmp_path: Path) -> None:
+    with socketserver.UnixStreamServer(str(tmp_path / "other.sock"), _Other) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            ctl.refused("--url", f"unix://{tmp_path}/other.sock", "ping", code=5)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _Other(socketserver.StreamRequestHandler):
+    """Answers any HTTP request with a page."""
+
+    def handle(self) -> None:
+        self.request.recv(4096)
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
 
 
 @pytest.mark.parametrize(
