@@ -115,6 +115,17 @@ def test_dirty_pages_are_told_once_by_slot_and_by_range(ctl: Ctl, vm: str) -> No
     assert "no slot with a dirty log" in ctl.refused("dirty", vm, "--range", "8M:4K")
 
 
+def test_what_was_fetched_is_told_also_where_the_next_fetch_fails(ctl: Ctl, vm: str) -> None:
+    address = ctl.json("memory", "map", vm, "4K")["userspace_addr"]
+    fields = ("slot=1", "flags=0", "guest_phys_addr=0", "memory_size=4096", f"userspace_addr={address}")
+    ctl.text("call", "vm.set_user_memory_region", f"vm={vm}", *fields)
+    ctl.text("memory", "write", vm, "0x101000", "--text", "x")
+    result = ctl("dirty", vm, "--slot", "0", "--slot", "1")
+    assert result.exit_code == 1
+    assert "0x101000" in result.stdout
+    assert "slot 1 [0x0, 0x1000) keeps no dirty log" in result.stderr
+
+
 def test_memory_is_read_as_it_was_written(ctl: Ctl, vm: str, tmp_path: Path) -> None:
     data = bytes(range(256)) * 12
     source, target = tmp_path / "in", tmp_path / "out"

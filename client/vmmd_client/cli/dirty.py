@@ -34,6 +34,7 @@ async def dirty(
 
     As KVM_GET_DIRTY_LOG does, it clears what it fetches (unless the VM has KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2). A log is
     fetched by 64 pages, so a range is widened to whole 64s of its slot's pages; "pages" says how many were looked at.
+    Where a fetch fails, what was fetched before it is still told.
 
     JSON: {"vm", "logs": [{"slot", "guest_phys_addr", "pages", "dirty", "ranges":
     [{"guest_phys_addr", "memory_size"}]}]}
@@ -45,16 +46,23 @@ async def dirty(
         parts += _parts(known.values(), start, length)
     if not slots and not ranges:
         parts = [(slot, 0, _pages(slot)) for slot in known.values() if slot.is_logged]
-    logs = []
-    with screen.progress("fetching dirty logs", sum(count for _, _, count in parts)) as advance:
-        for slot, first, count in parts:
-            found: list[int] = []
-            for at in range(first, first + count, _PAGES_A_CALL):
-                taken = min(_PAGES_A_CALL, first + count - at)
-                bitmap = await _fetch(handle, slot, at, taken)
-                found += (at + page for page in set_bits(bitmap))
-                advance(taken)
-            logs.append(_log(slot, first, count, found))
+    logs: list[dict[str, Any]] = []
+    try:
+        with screen.progress("fetching dirty logs", sum(count for _, _, count in parts)) as advance:
+            for slot, first, count in parts:
+                for at in range(first, first + count, _PAGES_A_CALL):
+                    taken = min(_PAGES_A_CALL, first + count - at)
+                    logs.append(_log(slot, at, taken, set_bits(await _fetch(handle, slot, at, taken))))
+                    advance(taken)
+    except BaseException:
+        # What was fetched is cleared in the daemon, and stands nowhere else.
+        if logs:
+            _give(screen, vm, logs)
+        raise
+    _give(screen, vm, logs)
+
+
+def _give(screen: Screen, vm: str, logs: list[dict[str, Any]]) -> None:
     rows = [
         (log["slot"], each["guest_phys_addr"], size(int(each["memory_size"], 16)))
         for log in logs
@@ -125,13 +133,14 @@ def range_fields(ranges: Iterable[tuple[int, int]]) -> list[dict[str, str]]:
     return [{"guest_phys_addr": hex(gpa), "memory_size": hex(size_bytes)} for gpa, size_bytes in ranges]
 
 
-def _log(slot: Memslot, first: int, count: int, found: list[int]) -> dict[str, Any]:
-    """Give what was found in a slot's log, in JSON's types."""
+def _log(slot: Memslot, first: int, count: int, found: Iterable[int]) -> dict[str, Any]:
+    """Give what was found in a part of a slot's log, in JSON's types."""
     gpa = slot.guest_phys_addr + first * PAGE_SIZE
+    ranges = page_ranges(gpa + page * PAGE_SIZE for page in found)
     return {
         "slot": slot.slot,
         "guest_phys_addr": hex(gpa),
         "pages": count,
-        "dirty": len(found),
-        "ranges": range_fields(page_ranges(slot.guest_phys_addr + page * PAGE_SIZE for page in found)),
+        "dirty": sum(size_bytes for _, size_bytes in ranges) // PAGE_SIZE,
+        "ranges": range_fields(ranges),
     }
