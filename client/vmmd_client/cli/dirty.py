@@ -34,7 +34,7 @@ async def dirty(
 
     As KVM_GET_DIRTY_LOG does, it clears what it fetches (unless the VM has KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2). A log is
     fetched by 64 pages, so a range is widened to whole 64s of its slot's pages; "pages" says how many were looked at.
-    Where a fetch fails, what was fetched before it is still told.
+    Where a fetch fails, what was fetched before it is still told. A log of more than 8,388,608 pages comes in parts.
 
     JSON: {"vm", "logs": [{"slot", "guest_phys_addr", "pages", "dirty", "ranges":
     [{"guest_phys_addr", "memory_size"}]}]}
