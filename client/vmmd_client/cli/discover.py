@@ -4,6 +4,8 @@ from typing import Any
 
 import click
 
+from vmmd.api.errors import errno_name
+
 from ..connection import Client
 from ..errors import PlanError, ProtocolError
 from .call import MethodType
@@ -34,14 +36,20 @@ async def discover(vmmd: Client, screen: Screen, method: str | None) -> None:
         (param.get("name", ""), "" if param.get("required") else "optional", _description(param))
         for param in found.get("params", ())
     ]
-    errors = [(error.get("code", ""), error.get("message", "")) for error in found.get("errors", ()) if "code" in error]
+    errors = [
+        (_error_name(error["code"]), error.get("message", "")) for error in found.get("errors", ()) if "code" in error
+    ]
     shown = [cell(f"{found['name']}: {found.get('summary') or ''}")]
     screen.give(
         found,
         *shown,
         *([table(("parameter", "", ""), params)] if params else []),
-        *([table((">error", ""), errors)] if errors else []),
+        *([table(("error", ""), errors)] if errors else []),
     )
+
+
+def _error_name(code: Any) -> str:
+    return (errno_name(code) if isinstance(code, int) else None) or str(code)
 
 
 def _description(param: dict[str, Any]) -> str:
