@@ -7,16 +7,22 @@ met the race.
 """
 
 import bisect
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .memslots import Memslot, SlotMap, cut
-from .traces import Update
+from .audit.updates import Change, Update
+from .memslots import MemFlag, Memslot, SlotMap, cut, with_call
 
 PAGE_SIZE = 4096
 """Bytes of a page."""
 
+MOST_UPDATES = 2_000
+"""How many of a recording's updates one round replays: the first ones."""
+
 _GIB = 1 << 30
+
+_REPLAYED_FLAGS = MemFlag.LOG_DIRTY_PAGES | MemFlag.READONLY
 
 
 class LayoutError(ValueError):
@@ -47,7 +53,8 @@ class Layout:
 
     Attributes:
         base: the slot map that every round starts from: what stood after the first update.
-        updates: the updates of a round: all but the first, without the calls that were refused.
+        updates: the updates of a round: all but the first, without the calls that were refused, whose contents the
+            recording does not show, or that are about another address space than the first.
         backings: the ranges of recorded userspace addresses that the slots point into.
         walk: the guest-physical ranges that stand before, between and after all updates at the same host address and
             writable, but that an update deletes and creates again.
@@ -71,15 +78,19 @@ class Layout:
         """
         if len(updates) < 2 or len({update.vm_fd for update in updates}) > 1:
             raise LayoutError("a replay needs a recording of one VM with at least two memory map updates")
-        updates = [replace(update, calls=tuple(call for call in update.calls if not call.errno)) for update in updates]
-        rounds = tuple(update for update in updates[1:] if update.calls)
-        states = [state for update in updates for state in update.states()]
-        slots = [slot for state in states for slot in state.values()]
-        walk = _walkable(rounds)
+        updates = [_replayable(update) for update in updates[: MOST_UPDATES + 1]]
+        rounds = tuple(update for update in updates[1:] if update.changes)
+        base = _after({}, updates[0])[-1]
+        at_rest, passing = [base], [base]
+        for update in rounds:
+            passing += _after(at_rest[-1], update)
+            at_rest.append(passing[-1])
+        slots = [slot for state in passing for slot in state.values()]
+        walk = _walkable(at_rest, passing)
         if not walk:
             raise LayoutError("no writable memory is deleted and created again at the same place; nothing to walk over")
         return cls(
-            base=updates[0].after,
+            base=base,
             updates=rounds,
             backings=_union([Span(slot.userspace_addr, slot.memory_size) for slot in slots]),
             walk=walk,
@@ -130,12 +141,32 @@ class Relocation:
 
     def calls(self, update: Update) -> list[Memslot]:
         """Give the update's calls over the memory that is mapped now."""
-        return [self.relocate(call.region) for call in update.calls]
+        return [self.relocate(region) for region in _regions(update)]
 
 
-def _walkable(updates: Sequence[Update]) -> tuple[Span, ...]:
-    at_rest = [updates[0].before, *(update.after for update in updates)]
-    passing = [state for update in updates for state in update.states()]
+def _regions(update: Update) -> list[Memslot]:
+    return [step.call.region for step in update.changes if step.call.region is not None]
+
+
+def _after(slots: SlotMap, update: Update) -> list[SlotMap]:
+    """Give the maps that stand after each of an update's calls."""
+    return list(itertools.accumulate(_regions(update), with_call, initial=slots))[1:] or [slots]
+
+
+def _replayable(update: Update) -> Update:
+    """Give the update without the calls that cannot be made here, or that changed nothing in the recording."""
+    kept = Update(update.thread, update.vm_fd)
+    for step in update.changes:
+        region = step.call.region
+        changes_nothing = region is None or step.call.errno or not (region.memory_size or step.removed)
+        if region is not None and not changes_nothing and not region.address_space:
+            call = replace(step.call, region=replace(region, flags=region.flags & _REPLAYED_FLAGS))
+            kept.add(Change(call, step.removed, step.added))
+    kept.close()
+    return kept
+
+
+def _walkable(at_rest: Sequence[SlotMap], passing: Sequence[SlotMap]) -> tuple[Span, ...]:
     spans = []
     for piece in cut((*at_rest, *passing)):
         backing = piece.backings[0]

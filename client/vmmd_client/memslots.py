@@ -42,6 +42,11 @@ class Memslot:
         return self.guest_phys_addr + self.memory_size
 
     @property
+    def address_space(self) -> int:
+        """The address space that the slot belongs to: the upper 16 bits of its id."""
+        return self.slot >> 16
+
+    @property
     def is_logged(self) -> bool:
         """Whether KVM keeps a dirty bitmap of this slot."""
         return bool(self.flags & MemFlag.LOG_DIRTY_PAGES)

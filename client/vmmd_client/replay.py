@@ -20,11 +20,11 @@ from typing import Literal
 from vmmd.api.holds import ResumeResult
 
 from . import calls
+from .audit.updates import Hole, Update
 from .connection import Client
 from .guest import Guest, install
 from .layout import Layout, Relocation, Span
 from .memslots import Memslot, with_call
-from .traces import Hole, Update
 from .vm import Vm
 
 Mode = Literal["plain", "atomic"]
@@ -34,6 +34,12 @@ PAGES_PER_RANGE = 24
 
 SETTLE_TIMEOUT_S = 20.0
 """How long a vCPU may take for one walk over its pages, in seconds."""
+
+LONGEST_PAUSE_US = 1_000_000
+"""How long a replay at the recorded pace waits between two updates at most, in microseconds."""
+
+SPARSE_ABOVE_BYTES = 512 << 20
+"""Host memory for recorded guests larger than this is mapped sparse: only pages that are touched count."""
 
 # Between two looks at whether a walk has ended: questions without a pause would take the walkers' own time.
 _SETTLE_POLL_S = 0.003
@@ -66,11 +72,32 @@ class Score:
         counts: whether a deleted range overlaps an added one.
         regions: its calls, over the memory that is mapped now.
         holes: the ranges that it takes away and gives back, by the indices of its calls.
+        pause_us: how long after the update before it the recorded VMM began it, in microseconds.
+        begin_us: when each of its calls began, in microseconds since the first one.
     """
 
     counts: bool
     regions: tuple[Memslot, ...]
     holes: tuple[Hole, ...]
+    pause_us: int
+    begin_us: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a replay goes.
+
+    Attributes:
+        recorded: whether it waits between updates, and in a plain update between calls, as the recorded VMM did;
+            else it goes as fast as it can.
+        stretch: what the recorded times between the calls of an update are multiplied by.
+    """
+
+    recorded: bool = False
+    stretch: float = 1.0
+
+
+AS_FAST_AS_IT_GOES = Pace()
 
 
 @dataclass(slots=True)
@@ -108,8 +135,14 @@ class Replay:
         self._own_slots = (layout.free_slot, layout.free_slot + 1)
         self._base = [relocation.relocate(slot) for slot in layout.base.values()]
         self.scores = [
-            Score(update.needs_hold, tuple(relocation.calls(update)), tuple(update.holes()))
-            for update in layout.updates
+            Score(
+                counts=update.needs_hold,
+                regions=tuple(relocation.calls(update)),
+                holes=update.holes,
+                pause_us=0 if before is None else max(0, update.begin_us - before.end_us),
+                begin_us=tuple(step.call.begin_us - update.begin_us for step in update.changes),
+            )
+            for before, update in zip((None, *layout.updates), layout.updates, strict=False)
         ]
 
     @classmethod
@@ -128,8 +161,10 @@ class Replay:
         layout = Layout.of(updates)
         pages = [layout.pages(vcpu, vcpus, PAGES_PER_RANGE) for vcpu in range(vcpus)]
         mapped: dict[Span, int] = {}
+        sparse = sum(backing.size for backing in layout.backings) > SPARSE_ABOVE_BYTES or None
         for backing in layout.backings:
-            mapped[backing] = await vm.map_host_memory(backing.size, f"recorded at {backing.start:#x}")
+            name = f"recorded at {backing.start:#x}"
+            mapped[backing] = await vm.map_host_memory(backing.size, name, sparse=sparse)
         guest = await install(client, vm, gpa=layout.free_gpa, slot=layout.free_slot, pages=pages)
         replay = cls(client, guest, layout, Relocation(mapped))
         await replay.wind_back()
@@ -152,13 +187,16 @@ class Replay:
         """How many vCPUs walk."""
         return self._guest.vcpus
 
-    async def run(self, mode: Mode, updates: int, progress: Callable[[int], None]) -> Tally:
+    async def run(
+        self, mode: Mode, updates: int, progress: Callable[[int], None], pace: Pace = AS_FAST_AS_IT_GOES
+    ) -> Tally:
         """Replay rounds in one mode until at least so many updates have counted.
 
         Args:
             mode: "plain" or "atomic".
             updates: how many updates have to count.
             progress: called with the number of updates that have counted so far.
+            pace: how fast.
 
         Raises:
             ReplayError: a vCPU walks no more.
@@ -167,7 +205,7 @@ class Replay:
         before = await self._vm.get_stats()
         begin_ns = time.perf_counter_ns()
         while tally.updates < updates:
-            await self._round(mode, tally)
+            await self._round(mode, tally, pace)
             progress(tally.updates)
             await self.wind_back()
         tally.elapsed_ns = time.perf_counter_ns() - begin_ns
@@ -221,14 +259,16 @@ class Replay:
                 raise ReplayError(await self._what_stopped())
             await asyncio.sleep(_SETTLE_POLL_S)
 
-    async def _round(self, mode: Mode, tally: Tally) -> None:
+    async def _round(self, mode: Mode, tally: Tally, pace: Pace) -> None:
         before = await self.sample()
         for counts, run in itertools.groupby(self.scores, key=lambda score: score.counts):
             if not counts:
                 await self._pass_over(run)
                 continue
             for score in run:
-                hole_open_ns, pause_ns = await self._play(mode, score)
+                if pace.recorded:
+                    await asyncio.sleep(min(score.pause_us, LONGEST_PAUSE_US) / 1e6)
+                hole_open_ns, pause_ns = await self._play(mode, score, pace)
                 tally.hole_open_ns += hole_open_ns
                 tally.pause_ns += pause_ns
                 tally.updates += 1
@@ -244,22 +284,27 @@ class Replay:
             replies = [batch.add(calls.set_user_memory_region(self._vm.id, region)) for region in regions]
         await self._know(regions, [reply.result() for reply in replies][-1])
 
-    async def _play(self, mode: Mode, score: Score) -> tuple[list[int], list[int]]:
+    async def _play(self, mode: Mode, score: Score, pace: Pace) -> tuple[list[int], list[int]]:
         """Replay one update; gives how long each of its holes stood open (plain), or its pause (atomic)."""
         if mode == "atomic":
             resume = await self._atomic(score.regions)
             await self._know(score.regions, resume.generation)
             return [], [] if resume.pause_ns is None else [resume.pause_ns]
-        answered_ns = await self._plain(score.regions)
+        answered_ns = await self._plain(score, pace)
         return [answered_ns[hole.filled_by] - answered_ns[hole.opened_by] for hole in score.holes], []
 
-    async def _plain(self, regions: Sequence[Memslot]) -> list[int]:
+    async def _plain(self, score: Score, pace: Pace) -> list[int]:
         """One call after another; gives when each was answered."""
         answered_ns, generation = [], 0
-        for region in regions:
+        first_ns = time.perf_counter_ns()
+        for region, begin_us in zip(score.regions, score.begin_us, strict=True):
+            if pace.recorded:
+                ahead_s = begin_us * pace.stretch / 1e6 - (time.perf_counter_ns() - first_ns) / 1e9
+                if ahead_s > 0:
+                    await asyncio.sleep(ahead_s)
             generation = await self._client.send(calls.set_user_memory_region(self._vm.id, region))
             answered_ns.append(time.perf_counter_ns())
-        await self._know(regions, generation)
+        await self._know(score.regions, generation)
         return answered_ns
 
     async def _atomic(self, regions: Sequence[Memslot]) -> ResumeResult:

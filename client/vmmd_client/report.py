@@ -1,4 +1,4 @@
-"""What the demo shows: the table of both modes, the picture of one update, and the one line for machines.
+"""What a replay shows: the table of both modes, the picture of one update, and the one line for machines.
 
 Text out of values that others measured; it measures nothing and knows no daemon.
 """
@@ -50,7 +50,8 @@ def table(plain: Tally, atomic: Tally) -> Table:
     row("memory map updates", plain.updates, atomic.updates)
     row("slot calls", plain.slot_calls, atomic.slot_calls)
     for name, share in (("hole open, p50 (µs)", 0.5), ("hole open, longest (µs)", 1.0)):
-        row(name, microseconds(percentile(plain.hole_open_ns, share)), "none is seen")
+        opened = microseconds(percentile(plain.hole_open_ns, share)) if plain.hole_open_ns else "none"
+        row(name, opened, "none is seen")
     row("stray exits", plain.stray_exits, atomic.stray_exits, bad=True)
     row("lost or wrong values", plain.wrong_values, atomic.wrong_values, bad=True)
     for name, share in (("pause, p50 (µs)", 0.5), ("pause, p99 (µs)", 0.99)):
@@ -59,10 +60,12 @@ def table(plain: Tally, atomic: Tally) -> Table:
     return out
 
 
-def machine_line(plain: Tally, atomic: Tally) -> str:
-    """Give the one line for machines: a JSON object."""
+def machine_line(plain: Tally, atomic: Tally, trace: str | None = None) -> str:
+    """Give the one line for machines: a JSON object, which names the recording where the user gave one."""
+    named = {} if trace is None else {"trace": trace}
     return json.dumps(
-        {
+        named
+        | {
             "updates": min(plain.updates, atomic.updates),
             "plain": {"stray_exits": plain.stray_exits, "wrong_values": plain.wrong_values},
             "atomic": {

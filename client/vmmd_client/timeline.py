@@ -21,7 +21,7 @@ from .layout import Span
 from .memslots import Memslot
 from .protocol import Call
 from .replay import Mode
-from .traces import Hole
+from .audit.updates import Hole
 from .vm import Vm
 
 

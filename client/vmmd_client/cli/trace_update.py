@@ -10,13 +10,13 @@ import click
 from rich.table import Table
 
 from .. import report
+from ..audit.updates import Hole
 from ..connection import Client
 from ..errors import PlanError
 from ..guest import PAGE_SIZE, Guest, install
 from ..memslots import Memslot, deletion_of
 from ..timeline import Picture
 from ..timeline import trace_update as trace
-from ..traces import Hole
 from ..vm import Vm
 from .numbers import SLOT, VM, SlotName
 from .screen import Screen, cell, duration, table
