@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, str] = {
     "disasm": "asm",
     "call": "call",
     "discover": "discover",
+    "audit": "audit",
     "replay": "replay",
     "demo": "demo",
     "completion": "completion",
