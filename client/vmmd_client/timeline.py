@@ -15,13 +15,13 @@ from typing import Any
 from vmmd.api.vcpus import StatsResult
 
 from . import calls
+from .audit.updates import Hole
 from .connection import Client
 from .errors import KvmError
 from .layout import Span
 from .memslots import Memslot
 from .protocol import Call
 from .replay import Mode
-from .audit.updates import Hole
 from .vm import Vm
 
 

@@ -25,8 +25,8 @@ def slot(
 ) -> str:
     """A slot call, as one line unless the tail says otherwise."""
     return (
-        f"{thread} {1_700_000_000 + seconds:.6f} ioctl({fd}, KVM_SET_USER_MEMORY_REGION, {{slot={slot_id}, flags={flags}, "
-        f"guest_phys_addr={gpa:#x}, memory_size={size}, userspace_addr=0x7f0000000000}}{tail}"
+        f"{thread} {1_700_000_000 + seconds:.6f} ioctl({fd}, KVM_SET_USER_MEMORY_REGION, {{slot={slot_id}, "
+        f"flags={flags}, guest_phys_addr={gpa:#x}, memory_size={size}, userspace_addr=0x7f0000000000}}{tail}"
     )
 
 
