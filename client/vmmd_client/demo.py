@@ -12,7 +12,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         replay.main(arguments, prog_name="python -m vmmd_client.demo")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def headline(audited: Audited, found: VmFindings) -> Text:
         return out.append("none was exposed", style="bold green")
     out.append(f"{found.exposed:,} {'was' if found.exposed == 1 else 'were'} exposed", style="bold red")
     longest_us = max((hole.open_us for update in found.updates if update.exposed for hole in update.holes), default=0)
-    out.append(f": memory was missing for up to {duration(longest_us)} while another vCPU was inside KVM_RUN. ")
+    out.append(f"\n  Memory was missing for up to {duration(longest_us)} while another vCPU was inside KVM_RUN. ")
     if not audited.findings.has_tracepoints:
         return out.append("It may have been asleep there: these recordings do not tell guest mode from sleep.")
     ran = sum(update.exposed and bool(update.in_guest_mode) for update in found.updates)
