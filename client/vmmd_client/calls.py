@@ -348,6 +348,11 @@ def get_info() -> Call[InfoResult]:
     return _call("daemon.get_info", _whole)
 
 
+def discover() -> Call[dict[str, Any]]:
+    """The OpenRPC document: every method with its parameters, results, errors and an example."""
+    return _call("rpc.discover", _whole)
+
+
 def _call(method: str, unwrap: Callable[[Any], T], **params: Any) -> Call[T]:
     """Make a call; parameters that are None are left out, and bytes become base64."""
     given = {

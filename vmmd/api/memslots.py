@@ -23,7 +23,7 @@ class MemoryRegion(Params):
 
     slot: U32 = Field(description="The slot's id in bits 0 to 15, the address space's in bits 16 to 31.")
     flags: MemFlags = Field(
-        description="KVM_MEM_LOG_DIRTY_PAGES (1) and KVM_MEM_READONLY (2): the integer, or a list of names."
+        description="Bits: KVM_MEM_LOG_DIRTY_PAGES (1) and KVM_MEM_READONLY (2), the integer or a list of names."
     )
     guest_phys_addr: U64In = Field(description="The slot's first guest physical address, a multiple of 4096.")
     memory_size: U64In = Field(description="Bytes, a multiple of 4096; 0 deletes the slot.")

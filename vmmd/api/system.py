@@ -1,6 +1,6 @@
-"""The system level (`kvm.`), and the daemon itself (`daemon.`): models and methods."""
+"""The system level (`kvm.`), and the daemon itself (`daemon.`, `rpc.`): models and methods."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -75,6 +75,10 @@ class VmInfo(Result):
     ended: tuple[EndedVcpu, ...] = Field(description="The vCPUs whose run loop has ended by itself, and by what.")
 
 
+class DiscoverParams(Params):
+    """No parameters."""
+
+
 class GetInfoParams(Params):
     """No parameters."""
 
@@ -132,6 +136,13 @@ ROWS = (
         list[VmInfo],
         "List the VMs, with what ended their run loops.",
         errors={"E2BIG": "The list has no room in the reply."},
+    ),
+    Method(
+        "rpc.discover",
+        DiscoverParams,
+        dict[str, Any],
+        "Give the OpenRPC document of this table: every method with its parameters, results, errors and an example.",
+        errors={"E2BIG": "The document has no room in the reply."},
     ),
     Method(
         "daemon.get_info",

@@ -196,7 +196,9 @@ class CreateIrqchipParams(VmParams, ChangeOptions):
 class SetImmediateExitParams(VcpuParams, ChangeOptions):
     """kvm_run's immediate_exit."""
 
-    value: int = Field(strict=True, ge=0, le=255, description="Not 0: KVM_RUN ends pending work and gives EINTR.")
+    value: int = Field(
+        strict=True, ge=0, le=255, description="A byte: unless it is 0, KVM_RUN ends pending work and gives EINTR."
+    )
 
 
 class GetVcpuStatsParams(VcpuParams):

@@ -3,10 +3,13 @@
 import errno
 import os
 import time
+from functools import cache
+from typing import Any
 
 from vmmd.api import system
 from vmmd.api.errors import RpcError
 from vmmd.api.methods import METHODS
+from vmmd.api.openrpc import document
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.exits import Exit
 from vmmd.kvm.uapi import KVM_API_VERSION
@@ -63,6 +66,15 @@ def _ended(vcpu: int, end: Exit | KvmError) -> system.EndedVcpu:
         error = call_error(end, METHODS["vcpu.run"])
         return system.EndedVcpu(vcpu=vcpu, error=RpcError(code=error.code, message=error.message, data=error.data))
     return system.EndedVcpu(vcpu=vcpu, exit=exit_result(end))
+
+
+@handles("rpc.discover")
+async def _discover(_core: Core, _params: system.DiscoverParams, _scope: BodyScope) -> dict[str, Any]:
+    return _document()
+
+
+# The table is the same for as long as the daemon runs.
+_document = cache(document)
 
 
 @handles("daemon.get_info")
