@@ -16,6 +16,7 @@ import errno
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
@@ -31,6 +32,9 @@ from vmmd.rpc.parameters import LONGEST_NAME, check_params, named_hold
 # A result this small is given whatever the answer has already: batch_calls bounds what such results come to, and most
 # are of calls that have changed something, where an error would not be true.
 _SMALL_RESULT_BYTES = 1024
+
+# A body up to this size is understood sooner than a thread is woken.
+_LARGE_BODY_BYTES = 32 << 10
 
 _log = structlog.get_logger()
 
@@ -56,6 +60,9 @@ ScopeT = TypeVar("ScopeT", bound=Scope)
 
 Execute = Callable[[Method, Params, ScopeT], Coroutine[Any, Any, bytes]]
 """Carries out one checked call and gives the JSON text of its result, or raises `CallError`."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -125,25 +132,26 @@ class Dispatcher(Generic[ScopeT]):
         Returns:
             The text of the answer, or None where nothing is to be said: to notifications alone.
         """
+        is_large = len(body) > _LARGE_BODY_BYTES
         try:
-            value = decode(body, max_depth=self._limits.json_depth)
+            value = await _aside(is_large, partial(decode, body, max_depth=self._limits.json_depth))
         except JsonError as error:
             return CallError(PARSE_ERROR, str(error)).text(b"null")
         if not isinstance(value, list):
-            answers = await self._answer_all([value], caller)
+            answers = await self._answer_all([value], caller, is_large=is_large)
             return answers[0] if answers else None
         if not value:
             return CallError(INVALID_REQUEST, "a batch has at least one request").text(b"null")
         if len(value) > self._limits.batch_calls:
             message = f"a batch of {len(value)} requests is longer than limits.batch_calls = {self._limits.batch_calls}"
             return CallError(INVALID_REQUEST, message).text(b"null")
-        answers = await self._answer_all(value, caller)
+        answers = await self._answer_all(value, caller, is_large=is_large)
         return b"[" + b",".join(answers) + b"]" if answers else None
 
-    async def _answer_all(self, values: Sequence[Any], caller: Caller) -> list[bytes]:
+    async def _answer_all(self, values: Sequence[Any], caller: Caller, *, is_large: bool) -> list[bytes]:
         """Check all entries, then carry them out in their order."""
         began_s = asyncio.get_running_loop().time()
-        entries = [self._check(value, began_s) for value in values]
+        entries = await _aside(is_large, lambda: [self._check(value, began_s) for value in values])
         if caller.connection is not None:
             caller.expect(entry.request_id for entry in entries if isinstance(entry, _Call))
         scope = self._scope(self._limits.reply_bytes, caller)
@@ -226,6 +234,11 @@ class Dispatcher(Generic[ScopeT]):
     def _no_method(self, name: str) -> str:
         like = difflib.get_close_matches(name, self._methods, n=1) if len(name) <= LONGEST_NAME else []
         return f"there is no method {name!r:.{LONGEST_NAME}}" + (f"; is {like[0]} meant?" if like else "")
+
+
+async def _aside(is_large: bool, work: Callable[[], T]) -> T:
+    """Do what a large body asks for on a thread: it is Python for the most part, and gives others their turn."""
+    return await asyncio.to_thread(work) if is_large else work()
 
 
 def _request_id(request: dict[str, Any]) -> bytes | None:

@@ -38,6 +38,11 @@ class BodyScope:
         self._open: tuple[Vm, str] | None = None
         self._failed_to_end = False
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether the body has opened a hold that is not over: whoever gives way now makes its pause longer."""
+        return self._open is not None
+
     def refused(self, error: CallError) -> None:
         """Take note, before the first call, that an entry of the body cannot be carried out: every hold fails."""
         if self._refusal is None:

@@ -17,6 +17,7 @@ from vmmd.kvm.hold import RESUMED
 from vmmd.rpc.handlers import events, holds, isa, machine, memory, memslots, system, vcpus
 from vmmd.rpc.handlers.registry import HANDLERS, About, Core
 from vmmd.rpc.handlers.translate import EarlyError, call_error
+from vmmd.rpc.results import encode_result
 from vmmd.rpc.scope import BodyScope
 
 __all__ = ["About", "Core", "execute"]
@@ -60,7 +61,7 @@ async def _carry_out(core: Core, method: Method, params: Params, scope: BodyScop
         if isinstance(error, EarlyError):
             _fail_hold(core, params, error)
         raise call_error(error, method) from None
-    return method.result_adapter.dump_json(result, exclude_unset=True)
+    return await encode_result(method.result_adapter, result, at_once=scope.is_holding)
 
 
 def _stands(core: Core, params: Any) -> bool:

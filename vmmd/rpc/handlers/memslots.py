@@ -4,9 +4,11 @@ from vmmd.api import memslots
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.guest_memory import log_part
 from vmmd.kvm.vm import Vm
+from vmmd.memory.memslots import Memslot
 from vmmd.memory.region import Region
 from vmmd.rpc.handlers.registry import Core, handles
 from vmmd.rpc.handlers.translate import check_reply_has_room, entry, room_bytes
+from vmmd.rpc.results import make_all
 from vmmd.rpc.scope import BodyScope
 
 # One bitmap's members beside its bytes, as JSON.
@@ -32,13 +34,10 @@ async def _set_user_memory_region(
 async def _set_user_memory_region_list(
     core: Core, params: memslots.SetUserMemoryRegionListParams, scope: BodyScope
 ) -> memslots.RegionListResult:
-    changes = [
-        Region(region.slot, region.flags, region.guest_phys_addr, region.memory_size, region.userspace_addr)
-        for region in params.regions
-    ]
     vm = core.vm(params)
     if params.hold is None and not params.dry_run:
         scope.changing_by_itself(vm)
+    changes = await make_all(_region, params.regions, at_once=scope.is_holding)
     # What goes with its slot cannot be fetched again, so it must have room in the reply.
     published = await vm.set_user_memory_region_list(
         changes,
@@ -53,22 +52,27 @@ async def _set_user_memory_region_list(
     return memslots.RegionListResult(generation=published.generation, pause_ns=published.pause_ns, dirty=dirty)
 
 
+def _region(region: memslots.MemoryRegion) -> Region:
+    return Region(region.slot, region.flags, region.guest_phys_addr, region.memory_size, region.userspace_addr)
+
+
 @handles("vm.get_memory_regions")
 async def _get_memory_regions(
-    core: Core, params: memslots.GetMemoryRegionsParams, _scope: BodyScope
+    core: Core, params: memslots.GetMemoryRegionsParams, scope: BodyScope
 ) -> memslots.RegionsResult:
     generation, slots = core.vm(params).memory_regions(params.first, params.count)
-    regions = tuple(
-        memslots.RegionInfo(
-            slot=slot.slot,
-            flags=slot.flags,
-            guest_phys_addr=slot.guest_phys_addr,
-            memory_size=slot.memory_size,
-            userspace_addr=slot.userspace_addr,
-        )
-        for slot in slots
-    )
+    regions = await make_all(_region_info, slots, at_once=scope.is_holding)
     return memslots.RegionsResult(generation=generation, regions=regions)
+
+
+def _region_info(slot: Memslot) -> memslots.RegionInfo:
+    return memslots.RegionInfo(
+        slot=slot.slot,
+        flags=slot.flags,
+        guest_phys_addr=slot.guest_phys_addr,
+        memory_size=slot.memory_size,
+        userspace_addr=slot.userspace_addr,
+    )
 
 
 @handles("vm.get_dirty_log")
