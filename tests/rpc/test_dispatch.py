@@ -1,5 +1,6 @@
 """JSON-RPC's dispatcher: what it checks, in which order it carries out, what it says of mistakes, and what it logs."""
 
+import asyncio
 import errno
 import json
 
@@ -91,3 +92,17 @@ async def test_calls_that_change_something_are_logged_at_info_and_reads_at_debug
     )
     assert change["duration_us"] >= 0
     assert read["log_level"] == "debug"
+
+
+async def test_a_small_body_is_answered_while_a_large_one_is_read() -> None:
+    bench = Bench()
+    order: list[str] = []
+
+    async def ask(name: str, text: str) -> None:
+        await bench.ask(json.dumps({"jsonrpc": "2.0", "method": "fail", "params": {"text": text}, "id": name}))
+        order.append(name)
+
+    async with asyncio.TaskGroup() as calls:
+        calls.create_task(ask("large", "x" * (1 << 20)))
+        calls.create_task(ask("small", "x"))
+    assert order == ["small", "large"]

@@ -72,7 +72,7 @@ def _bytes(value: object) -> object:
     """Give the bytes for a base64 string; bytes go on as they are, for callers in Python."""
     if isinstance(value, str):
         try:
-            return base64.b64decode(value, validate=True)
+            return binascii.a2b_base64(value, strict_mode=True)
         except (binascii.Error, ValueError) as error:
             raise ValueError(f"bytes are standard base64 with padding ({error})") from None
     return value

@@ -29,6 +29,11 @@ _PIECE_BYTES = 48 << 10
 # What an entry of a list amounts to beside its bytes, as JSON.
 _ENTRY_BYTES = 256
 
+
+class Encoded(bytes):
+    """A result that its handler has encoded, on the thread where it was made."""
+
+
 _Encode = Callable[[Any], bytes]
 """Gives the JSON text of a part of a member that can be cut: of some of its bytes, or of some of its entries."""
 
@@ -41,6 +46,8 @@ async def encode_result(adapter: TypeAdapter[Any], result: Any, *, at_once: bool
         result: The result.
         at_once: Whether nobody is given way to.
     """
+    if isinstance(result, Encoded):
+        return result
     if at_once or not is_large(result):
         return adapter.dump_json(result, exclude_unset=True)
     return await carry_through(_joined(pieces(adapter, result)))

@@ -4,14 +4,20 @@ import asyncio
 import errno
 
 from vmmd.api import isa
+from vmmd.api.methods import METHODS
 from vmmd.isa.assembler import AssemblyError, assemble
 from vmmd.isa.disassemble import disassemble
 from vmmd.kvm.errors import KvmError
 from vmmd.rpc.handlers.registry import Core, handles
+from vmmd.rpc.results import Encoded
 from vmmd.rpc.scope import BodyScope
 
 # A line in the reply, its members' names and the longest text included.
 _LINE_BYTES = 128
+
+_LINES_A_PIECE = 256
+
+_LINES = METHODS["isa.disassemble"].result_adapter
 
 
 @handles("isa.assemble")
@@ -24,7 +30,7 @@ async def _assemble(_core: Core, params: isa.AssembleParams, _scope: BodyScope) 
 
 
 @handles("isa.disassemble")
-async def _disassemble(_core: Core, params: isa.DisassembleParams, scope: BodyScope) -> list[isa.Line]:
+async def _disassemble(_core: Core, params: isa.DisassembleParams, scope: BodyScope) -> Encoded:
     most_bytes = scope.reply_left // _LINE_BYTES * 4
     if len(params.code) > most_bytes:
         raise KvmError(
@@ -38,5 +44,11 @@ async def _disassemble(_core: Core, params: isa.DisassembleParams, scope: BodySc
         raise KvmError(errno.EINVAL, str(error)) from None
 
 
-def _lines(params: isa.DisassembleParams) -> list[isa.Line]:
-    return [isa.Line(address=at, word=word, text=text) for at, word, text in disassemble(params.code, params.origin)]
+def _lines(params: isa.DisassembleParams) -> Encoded:
+    """Give the lines as JSON text: models are made for a piece at a time, so that few are alive at once."""
+    lines = disassemble(params.code, params.origin)
+    parts = []
+    for start in range(0, len(lines), _LINES_A_PIECE):
+        piece = [isa.Line(address=at, word=word, text=text) for at, word, text in lines[start : start + _LINES_A_PIECE]]
+        parts.append(_LINES.dump_json(piece)[1:-1])
+    return Encoded(b"[" + b",".join(parts) + b"]")

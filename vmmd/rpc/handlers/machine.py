@@ -4,12 +4,14 @@ import asyncio
 import errno
 
 from vmmd.api import machine
+from vmmd.api.methods import METHODS
 from vmmd.isa.elf import ElfError, Image, parse
 from vmmd.machine.loader import load
 from vmmd.machine.run_loop import StrayPolicy
 from vmmd.rpc.handlers.registry import Core, handles
 from vmmd.rpc.handlers.translate import EarlyError, entry, room_bytes
 from vmmd.rpc.progress import Progress
+from vmmd.rpc.results import Encoded, pieces
 from vmmd.rpc.scope import BodyScope
 
 
@@ -39,16 +41,16 @@ async def _advance(core: Core, params: machine.AdvanceParams, scope: BodyScope) 
 
 
 @handles("vm.load_elf")
-async def _load_elf(core: Core, params: machine.LoadElfParams, scope: BodyScope) -> machine.LoadElfResult:
+async def _load_elf(core: Core, params: machine.LoadElfParams, scope: BodyScope) -> Encoded:
     core.vm(params)
     try:
-        image, result, size = await asyncio.to_thread(_read_elf, params.data)
+        image, result = await asyncio.to_thread(_read_elf, params.data)
     except ElfError as error:
         raise EarlyError(errno.EINVAL, f"data is no executable for T64: {error}", part=error.part) from None
-    if size > scope.reply_left:
+    if len(result) > scope.reply_left:
         raise EarlyError(
             errno.E2BIG,
-            f"{len(image.symbols)} symbols take {size} bytes, and the reply has room for {scope.reply_left} "
+            f"{len(image.symbols)} symbols take {len(result)} bytes, and the reply has room for {scope.reply_left} "
             "(limits.reply_bytes); strip the file, or load it in a request of its own",
         )
     # Others were served while the file was read: the VM may be gone.
@@ -56,11 +58,11 @@ async def _load_elf(core: Core, params: machine.LoadElfParams, scope: BodyScope)
     return result
 
 
-def _read_elf(data: bytes) -> tuple[Image, machine.LoadElfResult, int]:
-    """Read an executable; give it with the call's result, and with the bytes that the result has as JSON."""
+def _read_elf(data: bytes) -> tuple[Image, Encoded]:
+    """Read an executable; give it with the call's result."""
     image = parse(data)
     result = machine.LoadElfResult(entry=image.entry, symbols=dict(image.symbols))
-    return image, result, len(result.model_dump_json().encode())
+    return image, Encoded(b"".join(pieces(METHODS["vm.load_elf"].result_adapter, result)))
 
 
 @handles("vm.read_console")

@@ -1,5 +1,6 @@
 """The system level, and the daemon itself."""
 
+import asyncio
 import errno
 import os
 import time
@@ -70,7 +71,8 @@ def _ended(vcpu: int, end: Exit | KvmError) -> system.EndedVcpu:
 
 @handles("rpc.discover")
 async def _discover(_core: Core, _params: system.DiscoverParams, _scope: BodyScope) -> dict[str, Any]:
-    return _document()
+    # The first time it takes a while to make.
+    return await asyncio.to_thread(_document)
 
 
 # The table is the same for as long as the daemon runs.
