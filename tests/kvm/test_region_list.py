@@ -9,6 +9,7 @@ import pytest
 
 from tests.kvm.guest import CODE, DATA, RAM_BYTES, boot, let_the_loop_turn, refusal, running, vcpu_at
 from vmmd.kvm.hold import MAX_REMEMBERED
+from vmmd.kvm.uapi import KVM_DIRTY_LOG_INITIALLY_SET
 from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
 from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES as LOG
@@ -192,3 +193,39 @@ async def test_holds_that_lists_take_push_no_name_out_of_those_remembered(vm: Vm
         await vm.set_user_memory_region_list([])
     with refusal(errno.ECANCELED):
         await vm.resume_all_kicked_vcpus("mine")
+
+
+def many(base: int, flags: int = 0) -> list[Region]:
+    """So many regions that they are prepared on a thread."""
+    return [Region(10 + index, flags, HIGH + index * 2 * PAGE_SIZE, PAGE_SIZE, base) for index in range(400)]
+
+
+async def test_a_long_list_keeps_nobody_waiting_and_what_was_changed_meanwhile_stays(vm: Vm) -> None:
+    base = await vm.map_host_memory(PAGE_SIZE)
+    changing = asyncio.create_task(vm.set_user_memory_region_list(many(base)))
+    await asyncio.sleep(0)
+    await vm.set_user_memory_region(1, 0, LOW, PAGE_SIZE, base)
+    assert not changing.done()
+    assert table(vm) == [(1, LOW, PAGE_SIZE)]
+    assert (await changing).generation == 2
+    assert len(table(vm)) == 401
+
+
+async def test_a_long_list_meets_a_slot_that_came_meanwhile(vm: Vm) -> None:
+    base = await vm.map_host_memory(PAGE_SIZE)
+    changing = asyncio.create_task(vm.set_user_memory_region_list(many(base)))
+    await asyncio.sleep(0)
+    await vm.set_user_memory_region(1, 0, HIGH, PAGE_SIZE, base)
+    with refusal(errno.EEXIST):
+        await changing
+    assert table(vm) == [(1, HIGH, PAGE_SIZE)]
+
+
+async def test_the_logs_of_a_long_list_are_those_of_the_mode_in_which_it_is_published(vm: Vm) -> None:
+    base = await vm.map_host_memory(PAGE_SIZE)
+    changing = asyncio.create_task(vm.set_user_memory_region_list(many(base, LOG)))
+    await asyncio.sleep(0)
+    await vm.enable_cap("KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2", [KVM_DIRTY_LOG_INITIALLY_SET | 1])
+    await changing
+    logs = [await vm.get_dirty_log(slot) for slot, _, _ in table(vm)]
+    assert set(logs) == {(1).to_bytes(8, "little")}

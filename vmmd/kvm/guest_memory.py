@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from vmmd.isa.engine import Engine
 from vmmd.kvm.errors import KvmError
@@ -43,13 +44,14 @@ class Prepared:
     """Changes that were checked whole.
 
     `before`, `memslots`: the table that they were made on, and the one after them. `gone`: the logs that go. `regions`:
-    the changes.
+    the changes. `logging`: how new logs were made.
     """
 
     before: Memslots
     memslots: Memslots
     gone: tuple[tuple[Memslot, DirtyBitmap], ...]
     regions: Sequence[Region]
+    logging: tuple[int, int, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +126,25 @@ class GuestMemory:
                 undo.changed.append(region)
         return memslots.generation
 
+    def is_current(self, prepared: Prepared) -> bool:
+        """Tell whether changes would come out the same if they were prepared now."""
+        return prepared.before is self.view.memslots and prepared.logging == self._logging
+
     def prepare(self, regions: Sequence[Region], max_log_bytes: int | None) -> Prepared:
         """Make the table after several changes, in their order; nothing is published.
+
+        Any thread may do it: what it reads are values, and `is_current` tells whether they still are the VM's.
 
         Raises:
             KvmError: EINVAL or EEXIST by the rules of each change, with its index; E2BIG where the logs that go have
                 more than `max_log_bytes`. Nothing has changed.
         """
+        logging = self._logging
+        new_log = partial(self._log_as, logging)
         before = memslots = self.view.memslots
         for index, region in enumerate(regions):
             try:
-                memslots, _ = memslots.with_change(region, self._new_log)
+                memslots, _ = memslots.with_change(region, new_log)
             except Refused as refused:
                 raise KvmError(refused.errno, f"regions[{index}]: {refused.message}", index=index) from None
         gone: list[tuple[Memslot, DirtyBitmap]] = []
@@ -148,7 +158,9 @@ class GuestMemory:
             raise KvmError(
                 errno.E2BIG, f"the logs that go have {log_bytes} bytes, and {max_log_bytes} can be given back"
             )
-        return Prepared(before, memslots.renumbered(before.generation + (memslots is not before)), tuple(gone), regions)
+        return Prepared(
+            before, memslots.renumbered(before.generation + (memslots is not before)), tuple(gone), regions, logging
+        )
 
     def publish(self, prepared: Prepared, undo: Undo | None) -> list[tuple[Memslot, bytes]]:
         """Make a prepared table the VM's, in one publication; the caller sees to those that are in the old one.
@@ -299,12 +311,19 @@ class GuestMemory:
                 low, high = max(start, slot.userspace_addr), min(end, slot_end)
                 bitmap.mark(low - slot.userspace_addr, high - low)
 
+    @property
+    def _logging(self) -> tuple[int, int, bool]:
+        return self._log_mode, self._ring_bytes, self._rings_have_bitmaps
+
     def _new_log(self, npages: int) -> DirtyLog:
-        if self._ring_bytes and not self._rings_have_bitmaps:
+        return self._log_as(self._logging, npages)
+
+    def _log_as(self, logging: tuple[int, int, bool], npages: int) -> DirtyLog:
+        mode, ring_bytes, rings_have_bitmaps = logging
+        if ring_bytes and not rings_have_bitmaps:
             return DirtyLog(self._bitmap(npages), None)
-        initially_set = bool(self._log_mode & KVM_DIRTY_LOG_INITIALLY_SET)
-        bitmap = self._bitmap(npages, initially_set=initially_set)
-        return DirtyLog(self._bitmap(npages) if self._ring_bytes else bitmap, bitmap)
+        bitmap = self._bitmap(npages, initially_set=bool(mode & KVM_DIRTY_LOG_INITIALLY_SET))
+        return DirtyLog(self._bitmap(npages) if ring_bytes else bitmap, bitmap)
 
     def _bitmap(self, npages: int, *, initially_set: bool = False) -> DirtyBitmap:
         return DirtyBitmap(npages, self._engine, self._ledger, initially_set=initially_set)

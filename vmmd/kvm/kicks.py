@@ -26,6 +26,9 @@ from vmmd.kvm.requests import KVM_REQ_HOLD, KVM_REQ_USERSPACE_KICK
 from vmmd.kvm.vcpu import Vcpu
 from vmmd.memory.region import Region
 
+# So many changes are prepared before another call would notice; more go to a thread.
+_MANY_REGIONS = 256
+
 EXPIRED = "was rolled back when its lease ran out"
 
 
@@ -128,13 +131,16 @@ class Kicks:
             wait_ms = None
         self._gate.check_generation(entry.get("if_generation"))
         prepared: Prepared | None = None
-        # What can be refused is refused before the kick, and the guest waits for the publication alone; what somebody
-        # else's hold may change yet is judged behind it.
-        if self._gate.is_free:
-            prepared = self._memory.prepare(regions, max_log_bytes)
+        # What can be refused is refused before the kick, and the guest waits for the publication alone.
+        try:
+            prepared = await self._prepared(regions, max_log_bytes)
+        except KvmError:
+            # What somebody else's hold may change yet is judged behind it.
+            if self._gate.is_free:
+                raise
         await self.kick(name, wait_ms, None, entry.get("if_generation"), is_remembered=False)
         try:
-            if prepared is None or prepared.before is not self._memory.view.memslots:
+            if prepared is None or not self._memory.is_current(prepared):
                 prepared = self._memory.prepare(regions, max_log_bytes)
         except BaseException:
             self.abandon(name)
@@ -142,6 +148,12 @@ class Kicks:
         dirty = self._memory.publish(prepared, self._gate.holds.get(name, time.monotonic_ns()).undo)
         resumed = self.resume(name)
         return Published(resumed.generation, resumed.pause_ns, dirty)
+
+    async def _prepared(self, regions: Sequence[Region], max_log_bytes: int | None) -> Prepared:
+        """Prepare changes; many of them on a thread, since they take longer than others should wait."""
+        if len(regions) <= _MANY_REGIONS:
+            return self._memory.prepare(regions, max_log_bytes)
+        return await asyncio.to_thread(self._memory.prepare, regions, max_log_bytes)
 
     def expire(self, name: str, became: str = EXPIRED) -> None:
         """End an open hold that its owner has left: once the calls inside are over, it is rolled back and released."""
