@@ -1,8 +1,11 @@
 """The client library of vmmd: connection, VM, transaction.
 
-`connect` is the way in; `errors` draws the tree of what can be raised; `traces` reads recordings of real VMMs. The
-library asks a daemon and decides nothing in its place, and of vmmd itself it knows the wire contract alone.
+`connect` is the way in; `sync` has the same names for threads; `errors` draws the tree of what can be raised; `testing`
+has a daemon in memory for tests; `traces` reads recordings of real VMMs. The library asks a daemon and decides nothing
+in its place, and of vmmd itself it knows the wire contract alone.
 """
+
+from vmmd.api.events import GapEvent
 
 from .address import Address
 from .channel import Batch, Reply
@@ -55,7 +58,7 @@ from .errors import (
     VersionMismatch,
     VmmdError,
 )
-from .events import Event, Events
+from .events import AnyEvent, Events, OtherEvent, Place
 from .hold import Hold
 from .http import HttpTransport
 from .memslots import MemFlag, Memslot
@@ -70,6 +73,7 @@ from .websocket import WebSocketTransport
 __all__ = [
     "Address",
     "AlreadyExists",
+    "AnyEvent",
     "BadAddress",
     "BadVm",
     "Batch",
@@ -84,8 +88,8 @@ __all__ = [
     "DirtyPages",
     "Disconnected",
     "Draft",
-    "Event",
     "Events",
+    "GapEvent",
     "Hold",
     "HoldConflict",
     "HoldFailed",
@@ -104,8 +108,10 @@ __all__ = [
     "Misaligned",
     "NeedsWebSocket",
     "NoSuchSlot",
+    "OtherEvent",
     "OutOfMemory",
     "OutOfRange",
+    "Place",
     "Plan",
     "PlanError",
     "PlanTooLarge",

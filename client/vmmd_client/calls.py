@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from typing import Any, Literal, TypedDict, Unpack
 
+from vmmd.api.events import SubscribeResult
 from vmmd.api.holds import KickResult, ResumeResult
 from vmmd.api.isa import AssembleResult, Line
 from vmmd.api.machine import AdvanceResult, ConsoleResult, LoadElfResult
@@ -328,14 +329,9 @@ def disassemble(code: bytes, origin: int) -> Call[list[Line]]:
     return _call("isa.disassemble", _whole, code=code, origin=origin)
 
 
-def subscribe(vm: str | None, since: int | None) -> Call[Any]:
-    """Have events come over the same WebSocket, those behind number `since` first."""
-    return Call(
-        "events.subscribe",
-        {k: v for k, v in {"vm": vm, "since": since}.items() if v is not None},
-        _whole,
-        checked=False,
-    )
+def subscribe(vm: str | None, since: int | None, epoch: str | None) -> Call[SubscribeResult]:
+    """Have events come over the same WebSocket, those behind the number `since` of a daemon's `epoch` first."""
+    return _call("events.subscribe", _whole, vm=vm, since=since, epoch=epoch)
 
 
 def cancel(call_id: int | str) -> Call[bool]:

@@ -5,6 +5,7 @@ Where a connection fails and `retry` allows it, the question is sent again. It h
 of callers may use one at once.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -76,8 +77,10 @@ class Channel:
             attempts: how often a call is sent at most, where a connection fails and `retry` allows it.
 
         Raises:
-            ValueError: fewer than one attempt.
+            ValueError: fewer than one attempt, or a time that is not positive and finite.
         """
+        if not 0 < timeout_s < math.inf:
+            raise ValueError(f"timeout_s is {timeout_s}; a call has a time, in seconds, that is more than 0 and finite")
         self._transport = transport
         self._timeout_s = timeout_s
         self._attempts = attempts
@@ -119,12 +122,12 @@ class Channel:
         deadline = time.monotonic() + timeout_s
         for delay_s in self._delays_s:
             try:
-                return await self._transport.exchange(question, deadline - time.monotonic())
+                return await self._transport.exchange(question, _left_s(deadline))
             except TransportError as error:
                 if not may_repeat(question, error) or time.monotonic() + delay_s >= deadline:
                     raise
             await sleep(delay_s)
-        return await self._transport.exchange(question, deadline - time.monotonic())
+        return await self._transport.exchange(question, _left_s(deadline))
 
     async def link(self) -> Link:
         """Open a WebSocket of one's own to the same daemon; see `Transport.link`."""
@@ -145,6 +148,11 @@ class Channel:
     async def aclose(self) -> None:
         """Close the transport; idempotent."""
         await self._transport.aclose()
+
+
+def _left_s(deadline: float) -> float:
+    """Give the seconds until a deadline; never none at all, which a transport could take for no limit."""
+    return max(deadline - time.monotonic(), 0.001)
 
 
 class Batch:

@@ -17,7 +17,7 @@ from . import calls
 from .address import Address
 from .channel import DEFAULT_TIMEOUT_S, Batch, Channel
 from .errors import ConnectError, VersionMismatch
-from .events import Events
+from .events import Events, Place
 from .http import HttpTransport
 from .protocol import Call, T
 from .retry import DEFAULT_ATTEMPTS
@@ -135,7 +135,7 @@ class Client:
             attempts: how often a call is sent at most, where a connection fails and a repetition is safe.
 
         Raises:
-            ValueError: fewer than one attempt.
+            ValueError: fewer than one attempt, or a time that is not positive and finite.
         """
         self._use(Channel(transport, timeout_s=timeout_s, attempts=attempts))
 
@@ -171,7 +171,7 @@ class Client:
         """Collect calls that go in one round trip: `async with vmmd.batch() as batch`."""
         return Batch(self._channel)
 
-    def events(self, vm: str | None = None, since: int | None = None) -> Events:
+    def events(self, vm: str | None = None, since: Place | None = None) -> Events:
         """Iterate over what happens in the daemon: `async for event in vmmd.events()`.
 
         It goes on across lost connections, and shows where events are missing. As a block (`async with vmmd.events() as
@@ -179,7 +179,7 @@ class Client:
 
         Args:
             vm: the id of the one VM whose events are wanted; None: all.
-            since: the number of an event: those behind it come first. None: only what happens from now on.
+            since: `Events.place` of an earlier iterator: what came behind it comes first. None: what happens from now.
         """
         return Events(self._channel, vm, since)
 
@@ -218,7 +218,7 @@ def connect(
 
     Raises:
         ConnectError: the URL has another form; or, on entering, nobody listens there.
-        ValueError: fewer than one attempt.
+        ValueError: fewer than one attempt, or a time that is not positive and finite.
     """
     transport = WebSocketTransport(url, token) if Address.parse(url).websocket else HttpTransport(url, token)
     return Client(transport, timeout_s=timeout_s, attempts=attempts)

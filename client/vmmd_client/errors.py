@@ -372,7 +372,7 @@ class TooBig(KvmError):
 
 
 class TooManyCalls(KvmError):
-    """EAGAIN: as many calls of this WebSocket are under way as the daemon's configuration allows; wait for one."""
+    """EAGAIN: as many calls of one WebSocket are under way as the daemon allows; wait for an answer."""
 
 
 class TooManyVms(KvmError):

@@ -1,16 +1,22 @@
 """The daemon's events, as an iterator that goes on across lost connections: `async for event in vmmd.events()`.
 
 Each iterator has a WebSocket of its own, also where calls go by HTTP, so a slow reader holds no answer back. When the
-connection is lost it is made anew and continues behind the last event that was given. Where the daemon no longer has
-what came next, the daemon says so with an event of its own: nothing is left out in silence, and nothing comes twice.
+connection is lost it is made anew and continues behind the last event that was given. What the daemon has forgotten
+meanwhile, or forgot because it was started anew, comes as one `GapEvent`: nothing is left out in silence, and nothing
+comes twice. The events' models are those of `vmmd.api.events`; of a type that they do not have comes an `OtherEvent`.
 """
 
 import json
 import time
-from collections.abc import Mapping
+from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+
+from pydantic import ConfigDict, ValidationError
+
+from vmmd.api.events import EVENT_ADAPTER, Event
+from vmmd.api.types import Result
 
 from . import calls
 from .channel import Channel, Reply
@@ -25,15 +31,32 @@ RECONNECT_DELAYS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 """The waits between the tries, in seconds; the last one repeats."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened in the daemon."""
+class OtherEvent(Result):
+    """An event of a later daemon, of a type that this library does not know; what else it has is in `model_extra`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     seq: int
-    time: Any
-    vm: str | None
+    time: str
+    vm: str | None = None
     type: str
-    data: Mapping[str, Any]
+
+
+AnyEvent = Event | OtherEvent
+"""What an iterator gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place among a daemon's events.
+
+    Attributes:
+        seq: the number of the last event before it.
+        epoch: which start of the daemon counted so; a later start counts from 1 again.
+    """
+
+    seq: int
+    epoch: str | None = None
 
 
 class Events:
@@ -43,20 +66,23 @@ class Events:
     a block, with the first event that is asked for. It is for one reader at a time.
     """
 
-    def __init__(self, channel: Channel, vm: str | None = None, since: int | None = None) -> None:
+    def __init__(self, channel: Channel, vm: str | None = None, since: Place | None = None) -> None:
         self._channel = channel
         self._vm = vm
-        self._since = since
+        self._place = since
+        # Of the connection that stands: it becomes the place's epoch with the first event that is given from it, since
+        # until then the place's number is the old epoch's.
+        self._epoch: str | None = None
         self._link: Link | None = None
-        self._came: list[Event] = []
+        self._came: deque[AnyEvent] = deque()
         self._ended = False
 
     @property
-    def since(self) -> int | None:
-        """The number of the last event that was given: a later iterator may begin behind it."""
-        return self._since
+    def place(self) -> Place | None:
+        """Where the next event comes from: `since` of an iterator that is to go on here. None before it has begun."""
+        return self._place
 
-    async def receive(self, timeout_s: float | None = None) -> Event:
+    async def receive(self, timeout_s: float | None = None) -> AnyEvent:
         """Give the next event.
 
         Args:
@@ -65,23 +91,23 @@ class Events:
         Raises:
             CallTimeout: none came in time; the iterator stands and may be asked again.
             ClientClosed: the iterator was closed.
-            TransportError: the connection was lost, and not made anew within RECONNECT_TIMEOUT_S.
+            TransportError: the connection was lost, and not made anew in time.
             ProtocolError: what came is no event.
             RpcError: the daemon refused the subscription.
         """
         if self._ended:
-            raise ClientClosed("these events were closed; make a new iterator, since the last number if need be")
+            raise ClientClosed("these events were closed; another iterator goes on with since=events.place")
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._came:
             try:
-                link = self._link or await self._connect()
+                link = self._link or await self._subscribe()
                 left_s = None if deadline is None else max(deadline - time.monotonic(), 0)
                 self._take(await link.receive(left_s))
             except Disconnected:
                 await self._drop()
-                await self._connect_anew()
-        event = self._came.pop(0)
-        self._since = event.seq
+                await self._subscribe_anew(deadline)
+        event = self._came.popleft()
+        self._place = Place(event.seq, self._epoch)
         return event
 
     async def aclose(self) -> None:
@@ -90,7 +116,7 @@ class Events:
         await self._drop()
 
     async def __aenter__(self) -> Self:
-        await self._connect()
+        await self._subscribe()
         return self
 
     async def __aexit__(
@@ -101,17 +127,18 @@ class Events:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Event:
+    async def __anext__(self) -> AnyEvent:
         if self._ended:
             raise StopAsyncIteration
         return await self.receive()
 
-    async def _connect(self) -> Link:
+    async def _subscribe(self) -> Link:
         """Subscribe on a new link, behind the last event that was given."""
-        self._came.clear()
+        place = self._place or Place(0)
+        begins = self._place is None
         link = await self._channel.link()
         try:
-            reply = Reply(calls.subscribe(self._vm, self._since))
+            reply = Reply(calls.subscribe(self._vm, None if begins else place.seq, place.epoch))
             question = self._channel.dialogue.ask(reply.call)
             await link.send(question.body)
             deadline = time.monotonic() + self._channel.timeout_s
@@ -119,23 +146,28 @@ class Events:
             while _notification(message := await link.receive(max(deadline - time.monotonic(), 0))) is not None:
                 self._take(message)
             reply.settle(question.outcomes(message)[0])
-            result = reply.result()
-            if self._since is None:
-                self._since = result["seq"]
+            standing = reply.result()
         except BaseException:
+            self._came.clear()
             await link.aclose()
             raise
+        self._epoch = standing.epoch
+        if begins:
+            self._place = Place(standing.seq, standing.epoch)
         self._link = link
         return link
 
-    async def _connect_anew(self) -> None:
+    async def _subscribe_anew(self, wanted_by: float | None) -> None:
+        """Subscribe again for as long as it may take, and at most until an event is wanted by."""
         deadline = time.monotonic() + RECONNECT_TIMEOUT_S
+        if wanted_by is not None:
+            deadline = min(deadline, wanted_by)
         tries = 0
         while True:
             await sleep(RECONNECT_DELAYS_S[min(tries, len(RECONNECT_DELAYS_S) - 1)])
             tries += 1
             try:
-                await self._connect()
+                await self._subscribe()
             except (ConnectError, ConnectTimeout, Disconnected, CallTimeout):
                 if time.monotonic() >= deadline:
                     raise
@@ -165,14 +197,20 @@ def _notification(message: bytes) -> dict[str, Any] | None:
     return read if isinstance(read, dict) and isinstance(read.get("method"), str) else None
 
 
-def _event(params: Any) -> Event:
+def _event(params: Any) -> AnyEvent:
     """Make the event of a notification's parameters.
 
     Raises:
         ProtocolError: they are none.
     """
     try:
-        rest = {name: value for name, value in params.items() if name not in {"seq", "time", "vm", "type"}}
-        return Event(params["seq"], params["time"], params["vm"], params["type"], rest)
-    except (AttributeError, KeyError):
-        raise ProtocolError(f"an event has another shape: {str(params)[:200]}") from None
+        return EVENT_ADAPTER.validate_python(params)
+    except ValidationError as error:
+        if {problem["type"] for problem in error.errors()} == {"union_tag_invalid"}:
+            try:
+                return OtherEvent.model_validate(params)
+            except ValidationError as other:
+                error = other
+        raise ProtocolError(
+            f"an event has another shape (is the daemon of another version?): {error.errors(include_url=False)[:3]}"
+        ) from None

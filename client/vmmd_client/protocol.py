@@ -103,12 +103,20 @@ class Question:
         ids: the calls' ids, in their order.
         is_batch: whether the body is an array.
         is_repeatable: whether it may be sent again when its answer was lost.
+        may_cancel: whether the daemon may be told that nobody waits any more. A batch is carried through, and so is a
+            resume: either would leave a hold open.
     """
 
     body: bytes
     ids: tuple[int, ...]
     is_batch: bool
     is_repeatable: bool
+    may_cancel: bool = False
+
+    @property
+    def cancellation(self) -> bytes:
+        """What tells the daemon that nobody waits for the answer any more: a notification, which has no answer."""
+        return _encode({"jsonrpc": "2.0", "method": "rpc.cancel", "params": {"id": self.ids[0]}})
 
     def outcomes(self, body: bytes) -> list[Outcome]:
         """Read the answer: an outcome for each call, in the calls' order.
@@ -154,7 +162,13 @@ class Dialogue:
             UnsendableParam: JSON has no text for a parameter.
         """
         call_id, call = next(self._ids), call.with_request_id(secrets.token_urlsafe(12))
-        return Question(_request(call, call_id), (call_id,), is_batch=False, is_repeatable=call.is_repeatable)
+        return Question(
+            _request(call, call_id),
+            (call_id,),
+            is_batch=False,
+            is_repeatable=call.is_repeatable,
+            may_cancel=call.method != "vm.resume_all_kicked_vcpus",
+        )
 
     def ask_batch(self, calls: Sequence[Call[Any]]) -> Question:
         """Give the question of a batch of at least one call; JSON-RPC has no empty batch.

@@ -34,6 +34,8 @@ from .transport import Link, MemoryTransport
 
 _L = TypeVar("_L", bound="_Subscriber")
 
+_TIME = "2026-01-02T03:04:05.678901Z"
+
 Params = dict[str, Any]
 """The parameters of a call as they came over the wire: JSON's types, bytes as base64 text."""
 
@@ -97,6 +99,8 @@ class MemoryDaemon:
         self._round_trips = 0
         self._done: dict[str, Any] = {}
         self._events: list[Params] = []
+        self._last_seq = 0
+        self._epoch = 1
         self._links: list[_Subscriber] = []
         self.answer("kvm.get_api_version", KVM_API_VERSION)
 
@@ -139,21 +143,34 @@ class MemoryDaemon:
         """Make an event, and give its number.
 
         Args:
-            event_type: its type, as the wire has it.
-            vm: the VM that it is of; None: of the daemon.
-            **fields: what else it has.
+            event_type: its type on the wire, "hold.opened".
+            vm: the id of the VM that it is of.
+            **fields: what else an event of this type has (`vmmd.api.events`), in JSON's types.
         """
-        event = {"seq": len(self._events) + 1, "time": 0, "vm": vm, "type": event_type, **fields}
+        self._last_seq += 1
+        event = {"seq": self._last_seq, "time": _TIME, "vm": vm, "type": event_type, **fields}
         self._events.append(event)
         for link in self._links:
             link.offer(event)
-        return len(self._events)
+        return self._last_seq
+
+    def forget_events(self) -> None:
+        """Keep none of the events so far: who subscribes behind an earlier one is given a gap."""
+        self._events.clear()
 
     def drop_links(self) -> None:
-        """End every subscription's connection, as a daemon that restarts does."""
+        """End every subscription's connection, as a network that fails does."""
         links, self._links = self._links, []
         for link in links:
             link.came(None)
+
+    def restart(self) -> None:
+        """Be another start of the daemon: connections end, events count from 1 again, request ids are forgotten."""
+        self._epoch += 1
+        self._last_seq = 0
+        self._events.clear()
+        self._done.clear()
+        self.drop_links()
 
     # Clients.
 
@@ -218,17 +235,20 @@ class MemoryDaemon:
 
     # Subscriptions.
 
-    @property
-    def last_seq(self) -> int:
-        """The number of the newest event; 0 where there is none."""
-        return len(self._events)
-
-    def record(self, asked: Mapping[str, Any]) -> list[Params]:
-        """Take note of a subscription, and give the events behind the number that it names."""
+    def subscribed(self, asked: Mapping[str, Any]) -> tuple[Params, list[Params]]:
+        """Take note of a subscription; give its result, and the events that come with it."""
         params = dict(asked["params"])
         self.calls.append(RecordedCall(asked["method"], params, self._round_trips, repeated=False))
         self._round_trips += 1
-        return self._events[params["since"] :] if "since" in params else []
+        oldest = self._events[0]["seq"] if self._events else self._last_seq + 1
+        standing = {"seq": self._last_seq, "oldest": oldest, "epoch": str(self._epoch)}
+        since = params.get("since", self._last_seq)
+        missed: int | None = max(oldest - 1 - since, 0)
+        if params.get("epoch", str(self._epoch)) != str(self._epoch):
+            since, missed = 0, None
+        gap = {"seq": oldest - 1, "time": _TIME, "vm": None, "type": "gap", "missed": missed}
+        past = [event for event in self._events if event["seq"] > since]
+        return standing, past if missed == 0 else [gap, *past]
 
     async def _link_async(self) -> Link:
         return self._connected(_Link(self))
@@ -264,15 +284,15 @@ class _Subscriber:
 
     def offer(self, event: Params) -> None:
         """Hand an event on where the subscription is for it."""
-        if self._subscribed and self._vm in {None, event["vm"]}:
+        if self._subscribed and (event["type"] == "gap" or self._vm in {None, event["vm"]}):
             self.came(json.dumps({"jsonrpc": "2.0", "method": "event", "params": event}).encode())
 
     def subscribe(self, body: bytes) -> None:
         """Answer the subscription, and hand on what it asks for of the past."""
         asked = json.loads(body)
-        past = self._daemon.record(asked)
+        standing, past = self._daemon.subscribed(asked)
         self._vm, self._subscribed = asked["params"].get("vm"), True
-        self.came(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": {"seq": self._daemon.last_seq}}).encode())
+        self.came(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": standing}).encode())
         for event in past:
             self.offer(event)
 

@@ -18,7 +18,7 @@ from .calls import ChangeOptions, GatedChangeOptions
 from .channel import Channel
 from .dirty import DirtyView
 from .dirty_log import DirtyLog
-from .events import Events
+from .events import Events, Place
 from .hold import Hold
 from .memslots import Memslot, SlotMap, with_call
 from .transaction import DEFAULT_WAIT_MS, Transaction
@@ -336,7 +336,7 @@ class Vm(VmMemory):
         """Give the counters, summed over the VM's vCPUs."""
         return await self._channel.send(calls.get_vm_stats(self.id))
 
-    def events(self, since: int | None = None) -> Events:
+    def events(self, since: Place | None = None) -> Events:
         """Iterate over what happens in this VM; see `Client.events`."""
         return Events(self._channel, self.id, since)
 

@@ -2,8 +2,10 @@
 
 What it gives beside HTTP: the daemon ends a hold as soon as the connection that kicked goes, and does not wait for its
 lease. The connection is made by the first call, and made anew by the first one after it was lost; calls under way when
-it is lost are Disconnected. A call that is cancelled or timed out leaves the connection as it is: its answer is dropped
-when it comes, because nobody waits for its id.
+it is lost are Disconnected. A call that is cancelled or timed out leaves the connection as it is: the daemon is told
+(`rpc.cancel`), and an answer that comes all the same is dropped, because nobody waits for its id.
+
+One WebSocket has one hold of a VM at a time: who asks for a second, and would wait for itself, gets Deadlock.
 """
 
 import asyncio
@@ -159,6 +161,7 @@ class _Connection:
     def __init__(self, link: SocketLink) -> None:
         self._link = link
         self._waiters: Waiters[asyncio.Future[bytes]] = Waiters()
+        self._cancelling: set[asyncio.Task[None]] = set()
         self.lost: VmmdError | None = None
         self._reader = asyncio.create_task(self._read())
 
@@ -170,12 +173,23 @@ class _Connection:
         try:
             await self._link.send(question.body)
             return await answer
+        except asyncio.CancelledError:
+            if question.may_cancel and self.lost is None:
+                cancelling = asyncio.create_task(self._cancel(question))
+                self._cancelling.add(cancelling)
+                cancelling.add_done_callback(self._cancelling.discard)
+            raise
         finally:
             self._waiters.remove(question)
 
+    async def _cancel(self, question: Question) -> None:
+        """Tell the daemon that nobody waits any more; whoever is cancelled does not wait for this either."""
+        with contextlib.suppress(Disconnected):
+            await self._link.send(question.cancellation)
+
     async def aclose(self) -> None:
         self._reader.cancel()
-        await asyncio.wait({self._reader})
+        await asyncio.wait({self._reader, *self._cancelling})
         await self._link.aclose()
 
     async def _read(self) -> None:

@@ -122,6 +122,10 @@ async def test_a_call_without_an_answer_ends_in_its_time_and_its_late_answer_rea
         server.answer = version
         release.set()
         assert [await vmmd.do("kvm.get_api_version") for _ in range(3)] == [12, 12, 12]
+    if route == "websocket":
+        # The connection stands, so the daemon cannot tell by it that nobody waits any more.
+        assert [(told["method"], told["params"]) for told in server.notified] == [("rpc.cancel", {"id": 2})]
+        assert len(server.connections) == 1
 
 
 async def double(asked: Any) -> int:

@@ -3,7 +3,18 @@ from typing import Any
 
 import pytest
 
-from vmmd_client import BadVm, Client, PlanError, ProtocolError, RpcError, UnsendableParam, VmmdError, calls
+from vmmd_client import (
+    BadVm,
+    Client,
+    ClientClosed,
+    PlanError,
+    ProtocolError,
+    RpcError,
+    UnsendableParam,
+    VmmdError,
+    calls,
+    connect,
+)
 from vmmd_client.protocol import Call
 
 from .fake_daemon import FakeDaemon, RefusedError
@@ -90,3 +101,22 @@ async def test_what_json_cannot_hold_is_refused_with_the_parameters_name_and_not
 async def test_a_time_that_is_no_number_is_for_the_daemon_to_refuse(daemon: FakeDaemon, vmmd: Client):
     daemon.answers["vm.do"] = lambda params: params["wait_ms"]
     assert await vmmd.call("vm.do", wait_ms="soon") == "soon"
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1.0, float("inf"), float("nan")])
+async def test_a_time_for_calls_that_is_none_is_refused(daemon: FakeDaemon, vmmd: Client, timeout_s: float):
+    with pytest.raises(ValueError, match="more than 0 and finite"):
+        connect("unix:///run/vmmd.sock", timeout_s=timeout_s)
+    for handle in (vmmd, vmmd.vm("vm1"), vmmd.vm("vm1").vcpu(0)):
+        with pytest.raises(ValueError, match="more than 0 and finite"):
+            handle.with_timeout(timeout_s)
+
+
+async def test_handles_with_another_time_share_the_connection(daemon: FakeDaemon, vmmd: Client):
+    daemon.answers["vcpu.get_mp_state"] = lambda params: "KVM_MP_STATE_RUNNABLE"
+    hasty = vmmd.with_timeout(0.5)
+    assert await hasty.kvm.get_api_version() == 12
+    assert await vmmd.vm("vm1").vcpu(3).with_timeout(2).get_mp_state() == "KVM_MP_STATE_RUNNABLE"
+    await hasty.aclose()
+    with pytest.raises(ClientClosed):
+        await vmmd.kvm.get_api_version()

@@ -23,6 +23,7 @@ class Server:
         websocket_status: what an upgrade is answered with.
         asked: every HTTP request, upgrades included.
         connections: the connections that they came on.
+        notified: the notifications that came by WebSocket.
         sockets: the WebSockets that are open.
     """
 
@@ -35,6 +36,7 @@ class Server:
         self.tcp_url = ""
         self.asked: list[web.Request] = []
         self.connections: set[object] = set()
+        self.notified: list[Any] = []
         self.sockets: list[web.WebSocketResponse] = []
 
     async def post_answer(self, request: web.Request) -> web.Response:
@@ -63,7 +65,11 @@ class Server:
         self.sockets.append(socket)
 
         async def answer(body: str) -> None:
-            reply = await self.answered(json.loads(body))
+            asked = json.loads(body)
+            if "id" not in asked and not isinstance(asked, list):
+                self.notified.append(asked)
+                return
+            reply = await self.answered(asked)
             with contextlib.suppress(ConnectionError):
                 await socket.send_json(reply)
 

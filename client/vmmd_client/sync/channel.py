@@ -7,13 +7,14 @@ of callers may use one at once.
 
 # Made of ../channel.py by `python -m tests.client.twin`: change that one.
 
+import math
 import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from .. import calls
-from ..channel import DEFAULT_TIMEOUT_S, Reply
+from ..channel import DEFAULT_TIMEOUT_S, Reply, _left_s
 from ..errors import TransportError
 from ..protocol import Call, Dialogue, Question, T
 from ..retry import DEFAULT_ATTEMPTS, delays_s, may_repeat
@@ -35,8 +36,10 @@ class Channel:
             attempts: how often a call is sent at most, where a connection fails and `retry` allows it.
 
         Raises:
-            ValueError: fewer than one attempt.
+            ValueError: fewer than one attempt, or a time that is not positive and finite.
         """
+        if not 0 < timeout_s < math.inf:
+            raise ValueError(f"timeout_s is {timeout_s}; a call has a time, in seconds, that is more than 0 and finite")
         self._transport = transport
         self._timeout_s = timeout_s
         self._attempts = attempts
@@ -78,12 +81,12 @@ class Channel:
         deadline = time.monotonic() + timeout_s
         for delay_s in self._delays_s:
             try:
-                return self._transport.exchange(question, deadline - time.monotonic())
+                return self._transport.exchange(question, _left_s(deadline))
             except TransportError as error:
                 if not may_repeat(question, error) or time.monotonic() + delay_s >= deadline:
                     raise
             sleep(delay_s)
-        return self._transport.exchange(question, deadline - time.monotonic())
+        return self._transport.exchange(question, _left_s(deadline))
 
     def link(self) -> Link:
         """Open a WebSocket of one's own to the same daemon; see `Transport.link`."""

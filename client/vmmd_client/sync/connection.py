@@ -20,6 +20,7 @@ from ..address import Address
 from ..channel import DEFAULT_TIMEOUT_S
 from ..connection import KVM_API_VERSION
 from ..errors import ConnectError, VersionMismatch
+from ..events import Place
 from ..protocol import Call, T
 from ..retry import DEFAULT_ATTEMPTS
 from .channel import Batch, Channel
@@ -136,7 +137,7 @@ class Client:
             attempts: how often a call is sent at most, where a connection fails and a repetition is safe.
 
         Raises:
-            ValueError: fewer than one attempt.
+            ValueError: fewer than one attempt, or a time that is not positive and finite.
         """
         self._use(Channel(transport, timeout_s=timeout_s, attempts=attempts))
 
@@ -172,7 +173,7 @@ class Client:
         """Collect calls that go in one round trip: `with vmmd.batch() as batch`."""
         return Batch(self._channel)
 
-    def events(self, vm: str | None = None, since: int | None = None) -> Events:
+    def events(self, vm: str | None = None, since: Place | None = None) -> Events:
         """Iterate over what happens in the daemon: `for event in vmmd.events()`.
 
         It goes on across lost connections, and shows where events are missing. As a block (`with vmmd.events() as
@@ -180,7 +181,7 @@ class Client:
 
         Args:
             vm: the id of the one VM whose events are wanted; None: all.
-            since: the number of an event: those behind it come first. None: only what happens from now on.
+            since: `Events.place` of an earlier iterator: what came behind it comes first. None: what happens from now.
         """
         return Events(self._channel, vm, since)
 
@@ -219,7 +220,7 @@ def connect(
 
     Raises:
         ConnectError: the URL has another form; or, on entering, nobody listens there.
-        ValueError: fewer than one attempt.
+        ValueError: fewer than one attempt, or a time that is not positive and finite.
     """
     transport = WebSocketTransport(url, token) if Address.parse(url).websocket else HttpTransport(url, token)
     return Client(transport, timeout_s=timeout_s, attempts=attempts)

@@ -1,20 +1,22 @@
 """The daemon's events, as an iterator that goes on across lost connections: `for event in vmmd.events()`.
 
 Each iterator has a WebSocket of its own, also where calls go by HTTP, so a slow reader holds no answer back. When the
-connection is lost it is made anew and continues behind the last event that was given. Where the daemon no longer has
-what came next, the daemon says so with an event of its own: nothing is left out in silence, and nothing comes twice.
+connection is lost it is made anew and continues behind the last event that was given. What the daemon has forgotten
+meanwhile, or forgot because it was started anew, comes as one `GapEvent`: nothing is left out in silence, and nothing
+comes twice. The events' models are those of `vmmd.api.events`; of a type that they do not have comes an `OtherEvent`.
 """
 
 # Made of ../events.py by `python -m tests.client.twin`: change that one.
 
 import time
+from collections import deque
 from types import TracebackType
 from typing import Self
 
 from .. import calls
 from ..channel import Reply
 from ..errors import CallTimeout, ClientClosed, ConnectError, ConnectTimeout, Disconnected, ProtocolError
-from ..events import RECONNECT_DELAYS_S, RECONNECT_TIMEOUT_S, Event, _event, _notification
+from ..events import RECONNECT_DELAYS_S, RECONNECT_TIMEOUT_S, AnyEvent, Place, _event, _notification
 from .channel import Channel
 from .transport import Link
 from .waiting import sleep
@@ -27,20 +29,23 @@ class Events:
     a block, with the first event that is asked for. It is for one reader at a time.
     """
 
-    def __init__(self, channel: Channel, vm: str | None = None, since: int | None = None) -> None:
+    def __init__(self, channel: Channel, vm: str | None = None, since: Place | None = None) -> None:
         self._channel = channel
         self._vm = vm
-        self._since = since
+        self._place = since
+        # Of the connection that stands: it becomes the place's epoch with the first event that is given from it, since
+        # until then the place's number is the old epoch's.
+        self._epoch: str | None = None
         self._link: Link | None = None
-        self._came: list[Event] = []
+        self._came: deque[AnyEvent] = deque()
         self._ended = False
 
     @property
-    def since(self) -> int | None:
-        """The number of the last event that was given: a later iterator may begin behind it."""
-        return self._since
+    def place(self) -> Place | None:
+        """Where the next event comes from: `since` of an iterator that is to go on here. None before it has begun."""
+        return self._place
 
-    def receive(self, timeout_s: float | None = None) -> Event:
+    def receive(self, timeout_s: float | None = None) -> AnyEvent:
         """Give the next event.
 
         Args:
@@ -49,23 +54,23 @@ class Events:
         Raises:
             CallTimeout: none came in time; the iterator stands and may be asked again.
             ClientClosed: the iterator was closed.
-            TransportError: the connection was lost, and not made anew within RECONNECT_TIMEOUT_S.
+            TransportError: the connection was lost, and not made anew in time.
             ProtocolError: what came is no event.
             RpcError: the daemon refused the subscription.
         """
         if self._ended:
-            raise ClientClosed("these events were closed; make a new iterator, since the last number if need be")
+            raise ClientClosed("these events were closed; another iterator goes on with since=events.place")
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._came:
             try:
-                link = self._link or self._connect()
+                link = self._link or self._subscribe()
                 left_s = None if deadline is None else max(deadline - time.monotonic(), 0)
                 self._take(link.receive(left_s))
             except Disconnected:
                 self._drop()
-                self._connect_anew()
-        event = self._came.pop(0)
-        self._since = event.seq
+                self._subscribe_anew(deadline)
+        event = self._came.popleft()
+        self._place = Place(event.seq, self._epoch)
         return event
 
     def close(self) -> None:
@@ -74,7 +79,7 @@ class Events:
         self._drop()
 
     def __enter__(self) -> Self:
-        self._connect()
+        self._subscribe()
         return self
 
     def __exit__(
@@ -85,17 +90,18 @@ class Events:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Event:
+    def __next__(self) -> AnyEvent:
         if self._ended:
             raise StopIteration
         return self.receive()
 
-    def _connect(self) -> Link:
+    def _subscribe(self) -> Link:
         """Subscribe on a new link, behind the last event that was given."""
-        self._came.clear()
+        place = self._place or Place(0)
+        begins = self._place is None
         link = self._channel.link()
         try:
-            reply = Reply(calls.subscribe(self._vm, self._since))
+            reply = Reply(calls.subscribe(self._vm, None if begins else place.seq, place.epoch))
             question = self._channel.dialogue.ask(reply.call)
             link.send(question.body)
             deadline = time.monotonic() + self._channel.timeout_s
@@ -103,23 +109,28 @@ class Events:
             while _notification(message := link.receive(max(deadline - time.monotonic(), 0))) is not None:
                 self._take(message)
             reply.settle(question.outcomes(message)[0])
-            result = reply.result()
-            if self._since is None:
-                self._since = result["seq"]
+            standing = reply.result()
         except BaseException:
+            self._came.clear()
             link.close()
             raise
+        self._epoch = standing.epoch
+        if begins:
+            self._place = Place(standing.seq, standing.epoch)
         self._link = link
         return link
 
-    def _connect_anew(self) -> None:
+    def _subscribe_anew(self, wanted_by: float | None) -> None:
+        """Subscribe again for as long as it may take, and at most until an event is wanted by."""
         deadline = time.monotonic() + RECONNECT_TIMEOUT_S
+        if wanted_by is not None:
+            deadline = min(deadline, wanted_by)
         tries = 0
         while True:
             sleep(RECONNECT_DELAYS_S[min(tries, len(RECONNECT_DELAYS_S) - 1)])
             tries += 1
             try:
-                self._connect()
+                self._subscribe()
             except (ConnectError, ConnectTimeout, Disconnected, CallTimeout):
                 if time.monotonic() >= deadline:
                     raise

@@ -17,6 +17,7 @@ from vmmd.api.vcpus import StatsResult
 from .. import calls
 from ..calls import ChangeOptions, GatedChangeOptions
 from ..dirty import DirtyView
+from ..events import Place
 from ..memslots import Memslot, SlotMap, with_call
 from ..transaction import DEFAULT_WAIT_MS
 from ..vm import SlotTable
@@ -324,7 +325,7 @@ class Vm(VmMemory):
         """Give the counters, summed over the VM's vCPUs."""
         return self._channel.send(calls.get_vm_stats(self.id))
 
-    def events(self, since: int | None = None) -> Events:
+    def events(self, since: Place | None = None) -> Events:
         """Iterate over what happens in this VM; see `Client.events`."""
         return Events(self._channel, self.id, since)
 

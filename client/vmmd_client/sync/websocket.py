@@ -6,6 +6,7 @@ are the socket and the locks.
 """
 
 import concurrent.futures
+import contextlib
 import copy
 import socket
 import threading
@@ -253,6 +254,11 @@ class _Connection:
         try:
             self._link.send(question.body)
             return answer.result(deadline.left_s())
+        except TimeoutError:
+            if question.may_cancel:
+                with contextlib.suppress(TransportError):
+                    self._link.send(question.cancellation)
+            raise
         finally:
             with self._lock:
                 self._waiters.remove(question)
