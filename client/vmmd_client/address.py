@@ -90,7 +90,8 @@ class Address:
     def refused(self, status: int, body: bytes) -> str:
         """Say that HTTP answered in the daemon's place."""
         reason = body[:200].decode("utf-8", errors="replace").strip()
-        return f"{self.url} refused the request with HTTP {status}: {reason}"
+        doubt = "; is it a vmmd, and of this library's version?" if status == 404 else ""
+        return f"{self.url} refused the request with HTTP {status}: {reason}{doubt}"
 
     def closed(self) -> str:
         """Say that the client is closed."""

@@ -344,7 +344,7 @@ class LogsInRings(KvmError):
 
 
 class NeedsWebSocket(KvmError):
-    """EOPNOTSUPP: what was asked for comes by WebSocket alone, and this was HTTP."""
+    """EOPNOTSUPP: the method is one of a WebSocket, and was called by HTTP; `Client.events` opens one by itself."""
 
 
 class NoSuchSlot(KvmError):

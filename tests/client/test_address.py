@@ -28,3 +28,11 @@ def test_each_form_of_a_url_names_a_way_and_an_endpoint(
 def test_a_url_of_another_form_is_an_error_that_shows_all_forms(url: str):
     with pytest.raises(ConnectError, match=r"unix:///path.*http://host.*ws\+unix:///path.*ws://host"):
         Address.parse(url)
+
+
+def test_a_server_without_the_endpoint_is_asked_what_it_is():
+    address = Address.parse("ws://127.0.0.1:80")
+    assert address.refused(404, b"Not Found").endswith(
+        "HTTP 404: Not Found; is it a vmmd, and of this library's version?"
+    )
+    assert address.refused(401, b"give a token").endswith("HTTP 401: give a token")

@@ -1,5 +1,7 @@
 """Every way to a real daemon process: both twins, by HTTP and by WebSocket."""
 
+import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import vmmd_client
-from vmmd_client import Deadlock, HoldConflict, HoldFailed, RangeOverlap, sync
+from vmmd_client import (
+    ConnectError,
+    Deadlock,
+    Disconnected,
+    GapEvent,
+    HoldConflict,
+    HoldFailed,
+    Interrupted,
+    RangeOverlap,
+    sync,
+)
+from vmmd_client.protocol import Question
 from vmmd_client.regions import container, ram, reservation
 from vmmd_client.sync.address_space import AddressSpace
 from vmmd_client.sync.local_daemon import local_daemon
@@ -142,3 +155,117 @@ async def test_a_task_makes_a_transaction_by_websocket(url: str):
             change.create(0, guest_phys_addr=0, memory_size=2 * PAGE, userspace_addr=memory)
         assert change.result.pause_ns is not None
         await vm.destroy()
+
+
+class LosesReplies:
+    """A transport whose first answers are lost behind the daemon, as often as a test says."""
+
+    def __init__(self, url: str) -> None:
+        self._inner = sync.HttpTransport(url)
+        self.losing = 0
+
+    def exchange(self, question: Question, timeout_s: float) -> bytes:
+        answer = self._inner.exchange(question, timeout_s)
+        if self.losing:
+            self.losing -= 1
+            raise Disconnected("lost by the test")
+        return answer
+
+    def link(self) -> sync.Link:
+        return self._inner.link()
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def test_changes_whose_replies_are_lost_are_done_once(url: str):
+    transport = LosesReplies(url)
+    with sync.Client(transport) as vmmd:
+        transport.losing = 2
+        vm = vmmd.kvm.create_vm("once alone")
+        assert [info.vm for info in vmmd.kvm.list_vms() if info.name == "once alone"] == [vm.id]
+        memory = vm.map_host_memory(2 * PAGE)
+        for size in (PAGE, 2 * PAGE):
+            transport.losing = 1
+            with vm.transaction(hold=True) as change:
+                if size > PAGE:
+                    change.delete(0)
+                change.create(0, guest_phys_addr=0, memory_size=size, userspace_addr=memory)
+            table = vm.get_memory_regions()
+            assert table.generation == change.result.generation
+            assert table.slots[0].memory_size == size
+        vm.destroy()
+
+
+def test_a_hold_is_seen_in_the_events_of_its_vm_and_a_later_iterator_goes_on_from_there(each_url: str):
+    with sync.connect(each_url) as vmmd:
+        vm, other = two_slots(vmmd), vmmd.kvm.create_vm("other")
+        with vm.events() as events:
+            with other.hold(), vm.transaction() as change:
+                change.merge(0, 1)
+            types = [events.receive(20).type for _ in range(3)]
+        assert types == ["hold.opened", "slots.changed", "hold.resumed"]
+        vm.destroy()
+        other.destroy()
+        with vmmd.events(since=events.place) as later:
+            assert [(event.type, event.vm) for event in (later.receive(20) for _ in range(3))] == [
+                ("hold.resumed", other.id),
+                ("vm.destroyed", vm.id),
+                ("vm.destroyed", other.id),
+            ]
+
+
+def test_a_place_in_a_daemon_that_was_started_anew_is_a_gap(url: str):
+    with sync.connect(url) as vmmd:
+        vm = vmmd.kvm.create_vm("before")
+        with local_daemon() as another, sync.connect(another) as started_anew:
+            started_anew.kvm.create_vm("after")
+            with vmmd.events() as events:
+                vm.destroy()
+                events.receive(20)
+            with started_anew.events(since=events.place) as later:
+                gap, created = later.receive(20), later.receive(20)
+        assert isinstance(gap, GapEvent)
+        assert gap.missed is None
+        assert created.type == "vm.created"
+
+
+def test_a_daemon_that_has_gone_is_an_error_that_says_how_to_start_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(vmmd_client.sync.events, "RECONNECT_TIMEOUT_S", 0.1)
+    with contextlib.ExitStack() as clients:
+        with local_daemon() as url:
+            ways = [clients.enter_context(sync.connect(url.replace("unix:", way))) for way in ("unix:", "ws+unix:")]
+            events = clients.enter_context(ways[0].events())
+        for vmmd in ways:
+            with pytest.raises(ConnectError, match="vmmd serve"):
+                vmmd.kvm.list_vms()
+        with pytest.raises(ConnectError, match="vmmd serve"):
+            events.receive()
+
+
+async def test_a_run_that_is_cancelled_over_a_websocket_leaves_the_vcpu_free(url: str):
+    async with vmmd_client.connect(url.replace("unix:", "ws+unix:")) as vmmd:
+        vm = await vmmd.kvm.create_vm("endless")
+        memory = await vm.map_host_memory(PAGE)
+        await vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=PAGE, userspace_addr=memory)
+        await vm.write_guest_memory(0, (await vmmd.isa.assemble("1: j 1b")).code)
+        vcpu = await vm.create_vcpu(0)
+        run = asyncio.create_task(vcpu.run())
+        while (await vmmd.vm(vm.id).vcpu(0).get_stats()).instructions == 0:
+            await asyncio.sleep(0)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        with pytest.raises(Interrupted) as caught:
+            await run_when_free(vcpu)
+        assert caught.value.exit_reason == "KVM_EXIT_INTR"
+        await vm.destroy()
+
+
+async def run_when_free(vcpu: vmmd_client.Vcpu) -> None:
+    while True:
+        try:
+            await vcpu.run(timeout_ms=1)
+        except HoldConflict:
+            continue
+        return

@@ -193,16 +193,16 @@ def _formatted(source: str, name: str) -> str:
     return source
 
 
-def twins() -> dict[Path, str]:
-    """Give every generated file with what has to be in it."""
+def twin_text(name: str) -> str:
+    """Give what has to be in the twin of a module."""
     modules = read_modules()
-    asynchronous = asynchronous_names(modules)
-    return {TWIN / f"{name}.py": twin_of(module, asynchronous) for name, module in modules.items()}
+    return twin_of(modules[name], asynchronous_names(modules))
 
 
 def main() -> None:
-    for path, text in twins().items():
-        path.write_text(text)
+    for name in TWINNED:
+        path = TWIN / f"{name}.py"
+        path.write_text(twin_text(name))
         sys.stdout.write(f"{path.relative_to(SOURCE.parents[1])}\n")
 
 
