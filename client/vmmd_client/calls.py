@@ -334,11 +334,6 @@ def subscribe(vm: str | None, since: int | None, epoch: str | None) -> Call[Subs
     return _call("events.subscribe", _whole, vm=vm, since=since, epoch=epoch)
 
 
-def cancel(call_id: int | str) -> Call[bool]:
-    """End a call of the same WebSocket before its time; tells whether there was one."""
-    return _call("rpc.cancel", attrgetter("cancelled"), id=call_id)
-
-
 def get_info() -> Call[InfoResult]:
     """What the daemon says about itself."""
     return _call("daemon.get_info", _whole)

@@ -7,7 +7,7 @@
     │   ├── ConnectError            nobody listens there, or the connection is refused
     │   ├── ConnectTimeout          no connection within its time
     │   ├── Disconnected            the connection ended before the answer was whole: close_code; perhaps executed
-    │   │   └── ClientClosed            … by the client's own hand: nothing was sent
+    │   │   └── ClientClosed            … because this client was closed
     │   ├── CallTimeout             no answer within its time; the call may have been executed
     │   └── HttpRefused             an HTTP status instead of an answer: status, as 401 for a missing token
     ├── ProtocolError           what came back is no answer to what was asked
@@ -92,7 +92,7 @@ class Disconnected(TransportError):
 
 
 class ClientClosed(Disconnected):
-    """This client was closed, so nothing was sent: connect anew."""
+    """This client was closed: connect anew. A call that was under way then may have been executed."""
 
 
 class CallTimeout(TransportError):
@@ -336,7 +336,7 @@ class InvalidArgument(KvmError):
 
 
 class KickTimeout(KvmError):
-    """ETIMEDOUT: the turn, or the last vCPU, did not come within `wait_ms`. Nothing is held."""
+    """ETIMEDOUT: the turn or the last vCPU did not come within `wait_ms`, or `deadline_ms` passed; nothing is held."""
 
 
 class LogsInRings(KvmError):

@@ -90,13 +90,12 @@ class Events:
 
         Raises:
             CallTimeout: none came in time; the iterator stands and may be asked again.
-            ClientClosed: the iterator was closed.
+            ClientClosed: the iterator, or its client, was closed.
             TransportError: the connection was lost, and not made anew in time.
             ProtocolError: what came is no event.
             RpcError: the daemon refused the subscription.
         """
-        if self._ended:
-            raise ClientClosed("these events were closed; another iterator goes on with since=events.place")
+        self._refuse_if_ended()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._came:
             try:
@@ -105,6 +104,8 @@ class Events:
                 self._take(await link.receive(left_s))
             except Disconnected:
                 await self._drop()
+                # It may be our own doing: whoever closes need not be who waits.
+                self._refuse_if_ended()
                 await self._subscribe_anew(deadline)
         event = self._came.popleft()
         self._place = Place(event.seq, self._epoch)
@@ -128,9 +129,12 @@ class Events:
         return self
 
     async def __anext__(self) -> AnyEvent:
-        if self._ended:
-            raise StopAsyncIteration
-        return await self.receive()
+        try:
+            return await self.receive()
+        except ClientClosed:
+            if self._ended:
+                raise StopAsyncIteration from None
+            raise
 
     async def _subscribe(self) -> Link:
         """Subscribe on a new link, behind the last event that was given."""
@@ -168,11 +172,17 @@ class Events:
             tries += 1
             try:
                 await self._subscribe()
+            except ClientClosed:
+                raise
             except (ConnectError, ConnectTimeout, Disconnected, CallTimeout):
                 if time.monotonic() >= deadline:
                     raise
             else:
                 return
+
+    def _refuse_if_ended(self) -> None:
+        if self._ended:
+            raise ClientClosed("these events were closed; another iterator goes on with since=events.place")
 
     async def _drop(self) -> None:
         link, self._link = self._link, None

@@ -1,11 +1,12 @@
 """What tasks alone can do: be cancelled, and be many on one connection."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 
-from vmmd_client import ClientClosed, Disconnected, connect
+from vmmd_client import Client, ClientClosed, Disconnected, MemoryTransport, Place, connect
 from vmmd_client.testing import MemoryDaemon
 
 from .web_server import Server, version
@@ -124,3 +125,60 @@ async def test_a_cancelled_wait_for_an_event_loses_none():
         await cancelled(waiting)
         daemon.emit("vm.started", "vm1")
         assert (await events.receive()).seq == 1
+
+
+class ScriptedLink:
+    """A link that gives what a script says: a standing is the answer to a subscription, an exception is raised."""
+
+    def __init__(self, script: list[Any]) -> None:
+        self._script = script
+        self.asked: list[Any] = []
+
+    async def open(self) -> "ScriptedLink":
+        return self
+
+    async def send(self, body: bytes) -> None:
+        self.asked.append(json.loads(body))
+
+    async def receive(self, timeout_s: float | None) -> bytes:
+        step = self._script.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        head = {"jsonrpc": "2.0", "id": self.asked[-1]["id"]}
+        if "epoch" in step:
+            return json.dumps({**head, "result": step}).encode()
+        return json.dumps({"jsonrpc": "2.0", "method": "event", "params": step}).encode()
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def test_a_connection_lost_before_the_gap_of_a_new_start_was_read_asks_for_it_again():
+    started = {"time": "2026-01-02T03:04:05.678901Z", "vm": "vm1", "type": "vm.started"}
+    link = ScriptedLink(
+        [
+            {"seq": 5, "oldest": 1, "epoch": "first"},
+            {**started, "seq": 6},
+            Disconnected("the daemon went"),
+            {"seq": 2, "oldest": 1, "epoch": "second"},
+            Disconnected("and the network behind it"),
+            {"seq": 2, "oldest": 1, "epoch": "second"},
+            {**started, "seq": 0, "type": "gap", "vm": None, "missed": None},
+            Disconnected("once more"),
+            {"seq": 2, "oldest": 1, "epoch": "second"},
+            {**started, "seq": 1},
+        ]
+    )
+
+    async def answer(body: bytes) -> bytes:
+        return b""
+
+    events = Client(MemoryTransport(answer, link.open)).events()
+    assert [(await events.receive()).seq for _ in range(3)] == [6, 0, 1]
+    assert [(asked["params"].get("since"), asked["params"].get("epoch")) for asked in link.asked] == [
+        (None, None),
+        (6, "first"),
+        (6, "first"),
+        (0, "second"),
+    ]
+    assert events.place == Place(1, "second")

@@ -10,6 +10,7 @@ import pytest
 
 import vmmd_client
 from vmmd_client import (
+    ClientClosed,
     ConnectError,
     Deadlock,
     Disconnected,
@@ -228,6 +229,31 @@ def test_a_place_in_a_daemon_that_was_started_anew_is_a_gap(url: str):
         assert isinstance(gap, GapEvent)
         assert gap.missed is None
         assert created.type == "vm.created"
+
+
+@pytest.mark.parametrize("closed", ["events", "client"])
+def test_a_thread_that_waits_for_an_event_is_told_when_another_closes(each_url: str, closed: str):
+    with sync.connect(each_url) as vmmd, vmmd.events() as events, ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(list, events)
+        (events if closed == "events" else vmmd).close()
+        if closed == "events":
+            assert waiting.result() == []
+        else:
+            with pytest.raises(ClientClosed):
+                waiting.result()
+
+
+@pytest.mark.parametrize("closed", ["events", "client"])
+async def test_a_task_that_waits_for_an_event_is_told_when_another_closes(each_url: str, closed: str):
+    async with vmmd_client.connect(each_url) as vmmd, vmmd.events() as events:
+        waiting = asyncio.create_task(anext(events, None))
+        await asyncio.sleep(0)
+        await (events if closed == "events" else vmmd).aclose()
+        if closed == "events":
+            assert await waiting is None
+        else:
+            with pytest.raises(ClientClosed):
+                await waiting
 
 
 def test_a_daemon_that_has_gone_is_an_error_that_says_how_to_start_one(monkeypatch: pytest.MonkeyPatch):

@@ -53,13 +53,12 @@ class Events:
 
         Raises:
             CallTimeout: none came in time; the iterator stands and may be asked again.
-            ClientClosed: the iterator was closed.
+            ClientClosed: the iterator, or its client, was closed.
             TransportError: the connection was lost, and not made anew in time.
             ProtocolError: what came is no event.
             RpcError: the daemon refused the subscription.
         """
-        if self._ended:
-            raise ClientClosed("these events were closed; another iterator goes on with since=events.place")
+        self._refuse_if_ended()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._came:
             try:
@@ -68,6 +67,8 @@ class Events:
                 self._take(link.receive(left_s))
             except Disconnected:
                 self._drop()
+                # It may be our own doing: whoever closes need not be who waits.
+                self._refuse_if_ended()
                 self._subscribe_anew(deadline)
         event = self._came.popleft()
         self._place = Place(event.seq, self._epoch)
@@ -91,9 +92,12 @@ class Events:
         return self
 
     def __next__(self) -> AnyEvent:
-        if self._ended:
-            raise StopIteration
-        return self.receive()
+        try:
+            return self.receive()
+        except ClientClosed:
+            if self._ended:
+                raise StopIteration from None
+            raise
 
     def _subscribe(self) -> Link:
         """Subscribe on a new link, behind the last event that was given."""
@@ -131,11 +135,17 @@ class Events:
             tries += 1
             try:
                 self._subscribe()
+            except ClientClosed:
+                raise
             except (ConnectError, ConnectTimeout, Disconnected, CallTimeout):
                 if time.monotonic() >= deadline:
                     raise
             else:
                 return
+
+    def _refuse_if_ended(self) -> None:
+        if self._ended:
+            raise ClientClosed("these events were closed; another iterator goes on with since=events.place")
 
     def _drop(self) -> None:
         link, self._link = self._link, None
