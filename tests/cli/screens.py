@@ -31,6 +31,9 @@ _COMMAND = re.compile(r"^\$ (.*)$", re.MULTILINE)
 _VARYING = (
     (re.compile(r"[\d,]+\.\d+"), "N.N"),
     (re.compile(r"process \d+"), "process N"),
+    (re.compile(r"\d{4}-\d\d-\d\dT[\d:.N]+Z"), "TIME"),
+    (re.compile(r'"epoch": "[^"]+"'), '"epoch": "EPOCH"'),
+    (re.compile(r"_ns=\d+"), "_ns=N"),
     (re.compile(r'("(?:pause_ns|kick_ns|interval_ns|call_ns|uptime_ms|pid|round_trip_ns|time)": )[\d.]+'), r"\1N"),
     (re.compile(r"^(took \(µs\)).*$", re.MULTILINE), r"\1"),
     (re.compile(r"^(vCPU \d+) .*$", re.MULTILINE), r"\1"),

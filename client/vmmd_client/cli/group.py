@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "kick": "kick",
     "resume": "kick",
     "stats": "stats",
+    "events": "events",
     "top": "top",
     "trace-update": "trace_update",
     "asm": "asm",
