@@ -1,4 +1,4 @@
-"""`vmmctl grow`, `shrink`, `split`, `merge`, `move`: changes of the memory map, each one transaction.
+"""`vmmctl grow`, `shrink`, `split`, `merge`, `move`, `flags`: changes of the memory map, each one transaction.
 
 What KVM lacks. A change is planned on the slot table as it stands and sent with that table's generation, so nobody's
 change in between is lost. `--plan` shows what would be sent; `--dry-run` has the daemon check it; neither changes
@@ -12,7 +12,7 @@ import click
 
 from ..connection import Client
 from ..errors import BadAddress, PlanError
-from ..memslots import Memslot, SlotMap
+from ..memslots import Memslot
 from ..transaction import DEFAULT_WAIT_MS, Transaction
 from ..vm import Vm
 from .numbers import NUMBER, SIZE, SLOT, SlotName, vm_argument
@@ -49,6 +49,11 @@ def _several(slots: tuple[SlotName, ...], **_: object) -> None:
         raise click.UsageError("a merge takes at least two slots")
 
 
+def _some_flag(log: bool | None, read_only: bool | None, **_: object) -> None:
+    if log is None and read_only is None:
+        raise click.UsageError("say which flag: --log or --no-log, --read-only or --no-read-only")
+
+
 @click.command()
 @changes_map
 @click.argument("slot", type=SLOT)
@@ -60,18 +65,19 @@ async def grow(
 ) -> None:
     """Make a slot larger at its end, in place.
 
-    The host memory behind the slot's own becomes visible, so it has to be mapped: `vmmctl vm create --reserve`, or
-    `vmmctl memory map`, provides for it.
+    The host memory behind the slot's own becomes visible, so it has to be mapped: `vmmctl vm create --reserve` provides
+    for it.
 
     JSON: as of `split`.
     """
     handle = vmmd.vm(vm)
-    old = slot.find((await handle.slot_table()).slots)
-    size_now = _new_size(old, by, to, 1)
-    if size_now <= old.memory_size:
-        raise PlanError(f"{old} has {old.memory_size:#x} bytes, and {size_now:#x} are not more; see vmmctl shrink")
-    await _require_mapped(handle, old.userspace_addr + old.memory_size, size_now - old.memory_size)
-    await transact(handle, screen, _ways(options), lambda draft, _: _resize(draft, old, size_now))
+
+    async def change(draft: Transaction) -> None:
+        old = slot.find(draft.slots)
+        new = draft.grow(old.slot, by if by is not None else (to or 0) - old.memory_size)
+        await _require_mapped(handle, old, new)
+
+    await transact(handle, screen, _ways(options), change)
 
 
 @click.command()
@@ -87,14 +93,12 @@ async def shrink(
 
     JSON: as of `split`.
     """
-    handle = vmmd.vm(vm)
-    old = slot.find((await handle.slot_table()).slots)
-    size_now = _new_size(old, by, to, -1)
-    if not 0 < size_now < old.memory_size:
-        raise PlanError(
-            f"{old} has {old.memory_size:#x} bytes and cannot be shrunk to {size_now:#x}: give less, and more than 0"
-        )
-    await transact(handle, screen, _ways(options), lambda draft, _: _resize(draft, old, size_now))
+
+    async def change(draft: Transaction) -> None:
+        old = slot.find(draft.slots)
+        draft.shrink(old.slot, by if by is not None else old.memory_size - (to or 0))
+
+    await transact(vmmd.vm(vm), screen, _ways(options), change)
 
 
 @click.command()
@@ -108,19 +112,13 @@ async def split(
 ) -> None:
     """Make two slots of one, at a guest-physical address.
 
-    JSON: {"vm", "plan": {"needs_hold", "steps": [{"call": "fetch", "delete" or "create", slot…}]}, "dry_run", "result":
-    null or {"generation", "pause_ns", "kick_ns", "dirty": [{"slot", "guest_phys_addr", "ranges": [as of `dirty`]}]}}
+    JSON: {"vm", "plan": {"needs_hold", "reason", "steps": [{"call": "fetch", "delete", "set_flags", "move" or "create",
+    slot…}]}, "dry_run", "result": null or {"generation", "pause_ns", "kick_ns", "dirty": [{"slot", "guest_phys_addr",
+    "ranges": [as of `dirty`]}]}}
     """
 
-    def change(draft: Transaction, slots: SlotMap) -> None:
-        old = slot.find(slots)
-        if not old.guest_phys_addr < at < old.end:
-            raise PlanError(f"{old} cannot be split at {at:#x}: the address has to lie inside it")
-        lower = at - old.guest_phys_addr
-        upper = next(free for free in range(len(slots) + 1) if free not in slots) if new_slot is None else new_slot
-        draft.delete(old.slot)
-        _create(draft, Memslot(old.slot, old.flags, old.guest_phys_addr, lower, old.userspace_addr))
-        _create(draft, Memslot(upper, old.flags, at, old.memory_size - lower, old.userspace_addr + lower))
+    async def change(draft: Transaction) -> None:
+        draft.split(slot.find(draft.slots).slot, at, second=new_slot)
 
     await transact(vmmd.vm(vm), screen, _ways(options), change)
 
@@ -137,8 +135,8 @@ async def merge(vmmd: Client, screen: Screen, vm: str, slots: tuple[SlotName, ..
     JSON: as of `split`.
     """
 
-    def change(draft: Transaction, known: SlotMap) -> None:
-        first, *others = [name.find(known) for name in slots]
+    async def change(draft: Transaction) -> None:
+        first, *others = [name.find(draft.slots) for name in slots]
         for other in others:
             draft.merge(first.slot, other.slot)
 
@@ -156,43 +154,40 @@ async def move(vmmd: Client, screen: Screen, vm: str, slot: SlotName, address: i
     JSON: as of `split`.
     """
 
-    def change(draft: Transaction, slots: SlotMap) -> None:
-        old = slot.find(slots)
-        draft.delete(old.slot)
-        _create(draft, Memslot(old.slot, old.flags, address, old.memory_size, old.userspace_addr))
+    async def change(draft: Transaction) -> None:
+        draft.move(slot.find(draft.slots).slot, address)
 
     await transact(vmmd.vm(vm), screen, _ways(options), change)
 
 
-def _new_size(old: Memslot, by: int | None, to: int | None, sign: int) -> int:
-    """Give the size that a slot is to have; `sign` is that of `by`."""
-    if by is None:
-        return to or 0
-    return old.memory_size + sign * by
+@click.command()
+@changes_map
+@click.argument("slot", type=SLOT)
+@click.option("--log/--no-log", default=None, help="Keep a log of dirty pages, or none.")
+@click.option("--read-only/--no-read-only", default=None, help="Let the guest's stores exit, or reach memory.")
+@asks_if(_some_flag)
+async def flags(
+    vmmd: Client, screen: Screen, vm: str, slot: SlotName, log: bool | None, read_only: bool | None, **options: Any
+) -> None:
+    """Switch a slot's flags on or off; those that are not named stay.
+
+    JSON: as of `split`.
+    """
+
+    async def change(draft: Transaction) -> None:
+        draft.set_flags(slot.find(draft.slots).slot, log_dirty=log, readonly=read_only)
+
+    await transact(vmmd.vm(vm), screen, _ways(options), change)
 
 
-async def _require_mapped(vm: Vm, userspace_addr: int, size_bytes: int) -> None:
-    """Refuse to show the guest host memory that is not there: looks at the first and at the last byte."""
+async def _require_mapped(vm: Vm, old: Memslot, new: Memslot) -> None:
+    """Refuse to show the guest host memory that is not there: looks at the first new byte and at the last."""
+    first, last = old.userspace_addr + old.memory_size, new.userspace_addr + new.memory_size - 1
     try:
-        for address in (userspace_addr, userspace_addr + size_bytes - 1):
+        for address in (first, last):
             await vm.read_host_memory(address, 1)
     except BadAddress:
         raise PlanError(
-            f"there is no host memory at [{userspace_addr:#x}, {userspace_addr + size_bytes:#x}), behind the slot's "
-            "own; reserve it when the VM is created (vmmctl vm create --reserve)"
+            f"there is no host memory at [{first:#x}, {last + 1:#x}), behind the slot's own; reserve it when the VM is "
+            "created (vmmctl vm create --reserve)"
         ) from None
-
-
-def _resize(draft: Transaction, old: Memslot, memory_size: int) -> None:
-    draft.delete(old.slot)
-    _create(draft, Memslot(old.slot, old.flags, old.guest_phys_addr, memory_size, old.userspace_addr))
-
-
-def _create(draft: Transaction, slot: Memslot) -> None:
-    draft.create(
-        slot.slot,
-        guest_phys_addr=slot.guest_phys_addr,
-        memory_size=slot.memory_size,
-        userspace_addr=slot.userspace_addr,
-        flags=slot.flags,
-    )

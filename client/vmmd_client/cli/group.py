@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "split": "changes",
     "merge": "changes",
     "move": "changes",
+    "flags": "changes",
     "dirty": "dirty",
     "memory": "memory",
     "regs": "regs",

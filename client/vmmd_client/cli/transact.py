@@ -1,20 +1,27 @@
 """One change of the memory map: planned, shown, checked or made, as the options say."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ..dirty import DirtyBitmap
-from ..memslots import SlotMap
 from ..order import TransactionResult
-from ..plan import Fetch, Plan, Step
+from ..plan import Create, Delete, Fetch, Move, Plan, SetFlags, Step
 from ..transaction import Transaction
 from ..vm import Vm
 from .dirty import page_ranges, range_fields
 from .screen import Screen, cell, duration, size, table
 from .slots import fields
 
-Change = Callable[[Transaction, SlotMap], None]
+Change = Callable[[Transaction], Awaitable[None]]
+
+_CALLS: dict[type[Step], str] = {
+    Fetch: "fetch",
+    Delete: "delete",
+    SetFlags: "set_flags",
+    Move: "move",
+    Create: "create",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +47,18 @@ class _NotSent(Exception):  # noqa: N818 -- it is no error: it leaves a transact
 
 async def transact(vm: Vm, screen: Screen, ways: Ways, change: Change) -> None:
     """Make a change as one transaction, or show what it would be."""
-    table_before = await vm.slot_table()
-    transaction = vm.transaction(hold=ways.hold, wait_ms=ways.wait_ms)
+    transaction = vm.transaction(hold=ways.hold, dry_run=ways.dry_run, wait_ms=ways.wait_ms)
+    result = None
     try:
         async with transaction as draft:
-            change(draft, table_before.slots)
+            await change(draft)
             plan = draft.plan()
-            if ways.plan or ways.dry_run:
+            if ways.plan:
                 raise _NotSent
-        result = transaction.result
+        if not ways.dry_run:
+            result = transaction.result
     except _NotSent:
-        result = None
-        if ways.dry_run:
-            regions = [step.region for step in plan.steps if not isinstance(step, Fetch)]
-            await vm.set_user_memory_region_list(
-                regions, dry_run=True, if_generation=table_before.generation, wait_ms=ways.wait_ms
-            )
+        pass
     _give(vm, screen, ways, plan, result)
 
 
@@ -63,7 +66,11 @@ def _give(vm: Vm, screen: Screen, ways: Ways, plan: Plan, result: TransactionRes
     held = plan.needs_hold or ways.hold
     value = {
         "vm": vm.id,
-        "plan": {"needs_hold": plan.needs_hold, "steps": [_step_fields(step) for step in plan.steps]},
+        "plan": {
+            "needs_hold": plan.needs_hold,
+            "reason": plan.reason,
+            "steps": [{"call": _CALLS[type(step)], **fields(step.slot)} for step in plan.steps],
+        },
         "dry_run": ways.dry_run,
         "result": None if result is None else _result_fields(result),
     }
@@ -71,28 +78,30 @@ def _give(vm: Vm, screen: Screen, ways: Ways, plan: Plan, result: TransactionRes
     steps += [str(step) for step in plan.steps]
     steps += ["resume them"] if held else []
     shown: list[Any] = [table((">", ""), [(number, step) for number, step in enumerate(steps, 1)])]
-    if not held:
+    if plan.reason is not None:
+        shown.append(cell(f"vCPUs are held, since {plan.reason}"))
+    elif not held:
         shown.append(cell("no vCPU can see the difference between two of the steps, so none is held"))
     if result is None:
         shown.append(cell("the daemon would do this; nothing was changed" if ways.dry_run else "nothing was sent"))
     else:
-        paused = f"paused for {duration(result.pause_ns)}" if result.pause_ns is not None else "nobody was paused"
-        shown.append(cell(f"generation {result.generation}, {paused}"))
-        dirty = [
-            (log.slot, f"{gpa:#x}", size(length))
-            for log in result.dirty
-            for gpa, length in page_ranges(log.dirty_pages())
-        ]
-        if dirty:
-            shown += [
-                cell("dirty in the logs of the slots that went, and told here alone:"),
-                table((">slot", ">from", ">size"), dirty),
-            ]
+        shown += _outcome(result)
     screen.give(value, *shown)
 
 
-def _step_fields(step: Step) -> dict[str, object]:
-    return {"call": type(step).__name__.lower(), **fields(step.slot)}
+def _outcome(result: TransactionResult) -> list[Any]:
+    """Say what a transaction has done."""
+    paused = f"paused for {duration(result.pause_ns)}" if result.pause_ns is not None else "nobody was paused"
+    shown: list[Any] = [cell(f"generation {result.generation}, {paused}")]
+    dirty = [
+        (log.slot, f"{gpa:#x}", size(length)) for log in result.dirty for gpa, length in page_ranges(log.dirty_pages())
+    ]
+    if dirty:
+        shown += [
+            cell("dirty in the logs of the slots that went, and told here alone:"),
+            table((">slot", ">from", ">size"), dirty),
+        ]
+    return shown
 
 
 def _result_fields(result: TransactionResult) -> dict[str, object]:
