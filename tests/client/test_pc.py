@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import vmmd_client
+from vmmd_client.audit.recording import audit_file
+from vmmd_client.audit.updates import change as make_change
 from vmmd_client.draft import Draft
 from vmmd_client.errors import OutOfRange
 from vmmd_client.flat_view import FlatView, flatten, lay_out
@@ -14,13 +18,36 @@ from vmmd_client.memslots import MemFlag, Memslot, SlotMap
 from vmmd_client.pc import PAM_SEGMENTS, Pam, PcMemory
 from vmmd_client.plan import Create, Delete, Plan
 from vmmd_client.regions import Kind, MemoryRegion, ram, rom
-from vmmd_client.traces import Update, read_trace, shipped_trace, updates
 
 Change = Callable[[PcMemory], None]
 Place = tuple[int, int, int, int]
 
 DATA = Path(__file__).parent / "data"
+SHIPPED = Path(vmmd_client.__file__).parent / "data" / "qemu-7.2-pc-boot.strace.gz"
 OPTION_ROMS = range(0xC_0000, 0xE_0000, 0x4000)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An update of a recording: what was asked, the map behind it, and whether it needs a hold."""
+
+    regions: list[Memslot]
+    after: SlotMap
+    needs_hold: bool
+
+
+def recorded_updates(path: Path) -> list[Recorded]:
+    (found,) = audit_file(str(path)).findings.vms
+    slots: dict[int, Memslot] = {}
+    recorded = []
+    for update in found.updates:
+        regions = []
+        for step in update.changes:
+            make_change(slots, step.call)
+            assert step.call.region is not None
+            regions.append(step.call.region)
+        recorded.append(Recorded(regions, dict(slots), update.needs_hold))
+    return recorded
 
 
 def pam(mode: Pam, *segments: int) -> Change:
@@ -131,7 +158,7 @@ def calls_of(plan: Plan, told: Sequence[Memslot]) -> list[Memslot]:
     return calls
 
 
-def replay(pc: PcMemory, recorded: Sequence[Update], changes: Sequence[Change], *, single_commits_from: int) -> None:
+def replay(pc: PcMemory, recorded: Sequence[Recorded], changes: Sequence[Change], *, single_commits_from: int) -> None:
     """Make each change in the tree, and compare what it flattens to with the map that QEMU left.
 
     QEMU made one commit of each update from `single_commits_from` on; there the slot calls are compared too.
@@ -147,7 +174,7 @@ def replay(pc: PcMemory, recorded: Sequence[Update], changes: Sequence[Change], 
         told = as_qemu_asks_kvm(view, list(slots.values()))
         assert places(told) == places(list(update.after.values())), f"update {number}"
         if number >= single_commits_from:
-            ours, theirs = calls_of(plan, told), [call.region for call in update.calls]
+            ours, theirs = calls_of(plan, told), update.regions
             assert removed_and_added(ours) == removed_and_added(theirs), f"update {number}"
             needs_hold = any(isinstance(step, Delete) for step in plan.steps) and any(
                 isinstance(step, Create) for step in plan.steps
@@ -156,13 +183,13 @@ def replay(pc: PcMemory, recorded: Sequence[Update], changes: Sequence[Change], 
 
 
 def test_a_boot_of_seabios_in_a_pc_gives_the_maps_and_the_calls_that_were_recorded():
-    recorded = updates(shipped_trace())
+    recorded = recorded_updates(SHIPPED)
     first, reset = recorded[0].after, recorded[1].after
     pc = a_pc(first, first[1], reset[2].userspace_addr, has_vga=True)
     changes = [
         nothing,
         PcMemory.reset,
-        *boot_of_seabios(*(recorded[number].calls[0].region.userspace_addr for number in (4, 5, 7))),
+        *boot_of_seabios(*(recorded[number].regions[0].userspace_addr for number in (4, 5, 7))),
         lock_roms_and_patch_vapic,
         pam(Pam.READ_ONLY, *range(0xD_0000, 0xE_8000, 0x4000)),
     ]
@@ -170,21 +197,21 @@ def test_a_boot_of_seabios_in_a_pc_gives_the_maps_and_the_calls_that_were_record
 
 
 def test_a_migration_switches_logging_on_in_the_slots_that_do_not_log_yet():
-    recorded = updates(read_trace(DATA / "qemu-7.2-pc-migrate.strace.gz"))
+    recorded = recorded_updates(DATA / "qemu-7.2-pc-migrate.strace.gz")
     first, reset = recorded[0].after, recorded[1].after
     pc = a_pc(first, first[1], reset[2].userspace_addr, has_vga=True)
     changes = [
         nothing,
         # The recording's second and third update are the reset, cut in two by its tracer's pause.
         PcMemory.reset,
-        *boot_of_seabios(*(recorded[number].calls[0].region.userspace_addr for number in (5, 6, 8))),
+        *boot_of_seabios(*(recorded[number].regions[0].userspace_addr for number in (5, 6, 8))),
         log_everything,
     ]
     replay(pc, [recorded[0], *recorded[2:]], changes, single_commits_from=2)
 
 
 def test_firmware_that_dies_under_qemu_7_switches_its_segments_as_the_tree_does():
-    recorded = updates(read_trace(DATA / "qemu-7.2-pam-dies.strace.gz"))
+    recorded = recorded_updates(DATA / "qemu-7.2-pam-dies.strace.gz")
     pc = a_pc(recorded[0].after, recorded[1].after[1], recorded[2].after[2].userspace_addr, has_vga=False)
     changes = [
         nothing,
@@ -197,7 +224,7 @@ def test_firmware_that_dies_under_qemu_7_switches_its_segments_as_the_tree_does(
 
 
 def test_two_hundred_switches_to_and_fro_under_qemu_10_are_those_of_the_tree():
-    recorded = updates(read_trace(DATA / "qemu-10.0-pam-lives.strace.gz"))
+    recorded = recorded_updates(DATA / "qemu-10.0-pam-lives.strace.gz")
     reset = recorded[1].after
     pc = a_pc(recorded[0].after, reset[3], reset[4].userspace_addr, has_vga=False)
     begins = [PcMemory.reset, *firmware_that_shows_ram_segment_by_segment()]
