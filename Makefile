@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test conformance fuzz check format bench serve lock clean
+.PHONY: help setup demo test conformance fuzz fuzz-requests contract check format bench serve lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make the virtual environment .venv, from the pinned and hashed lock
 
@@ -32,6 +32,14 @@ conformance: $(READY) ## ask this machine's /dev/kvm and vmmd the same 2,000 ran
 
 fuzz: $(READY) ## run random programs on vmmd's engines and on Unicorn, 1,000,000 instructions, and shrink what differs
 	$(BIN)/python -m tests.differential $(ARGS)
+
+fuzz-requests: $(READY) ## ask a live daemon 100,000 requests made of the contract's schemas, most of them broken
+	$(BIN)/python -m tests.requests_fuzz $(ARGS)
+
+contract: $(READY) ## make the checked-in copies anew: the OpenRPC document, the synchronous client, vmmctl's screens
+	$(BIN)/python -m vmmd.api.openrpc >docs/openrpc.json.new && mv docs/openrpc.json.new docs/openrpc.json
+	$(BIN)/python -m tests.client.twin
+	$(BIN)/python -m tests.cli.screens
 
 check: $(READY) ## format, lint, types and the layers of the house
 	$(BIN)/ruff format --check .
