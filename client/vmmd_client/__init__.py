@@ -32,18 +32,13 @@ from .errors import (
     KickTimeout,
     KvmError,
     LogsInRings,
-    Misaligned,
     NeedsWebSocket,
     NoSuchSlot,
     OutOfMemory,
-    OutOfRange,
     PlanError,
-    PlanTooLarge,
     ProtocolError,
-    RangeOverlap,
     RpcError,
     SlotOverlap,
-    SlotTaken,
     StaleGeneration,
     TooBig,
     TooManyCalls,
@@ -52,7 +47,6 @@ from .errors import (
     TransactionUnsettled,
     TransportError,
     UnknownMethod,
-    UnknownSlot,
     UnsendableParam,
     Unsupported,
     VersionMismatch,
@@ -64,6 +58,7 @@ from .http import HttpTransport
 from .memslots import MemFlag, Memslot
 from .order import TransactionResult
 from .plan import Plan
+from .plan_errors import Misaligned, OutOfRange, PlanTooLarge, RangeOverlap, SlotTaken, UnknownSlot
 from .transaction import Transaction
 from .transport import Link, MemoryTransport, Transport
 from .vcpu import Vcpu

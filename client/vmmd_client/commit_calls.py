@@ -7,10 +7,11 @@ from vmmd.api.memslots import RegionListResult, RegionsResult
 from . import calls
 from .bodies import SMALL, BodySize, Entry, size_of
 from .dirty import DirtyBitmap, DirtyView
-from .errors import PlanTooLarge, RpcError, TransactionUnsettled, VmmdError
+from .errors import RpcError, TransactionUnsettled, VmmdError
 from .memslots import Memslot, SlotMap, deletion_of
 from .order import Order, TransactionResult, refusal, refusal_of
 from .plan import Change
+from .plan_errors import PlanTooLarge
 from .script import LOST, NOT_SENT, Exchange, Script
 from .settle import map_of, was_done
 

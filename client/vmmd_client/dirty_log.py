@@ -9,7 +9,7 @@ from .channel import Channel
 from .dirty import DirtyPages, DirtyView
 from .dirty_fetch import Question, fetch
 from .draft import GPA_END
-from .errors import OutOfRange
+from .plan_errors import OutOfRange
 from .play import play
 
 

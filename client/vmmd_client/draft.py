@@ -9,9 +9,10 @@ import itertools
 from dataclasses import replace
 from types import MappingProxyType
 
-from .errors import Misaligned, OutOfRange, PlanError, RangeOverlap, SlotTaken, UnknownSlot
+from .errors import PlanError
 from .memslots import MemFlag, Memslot, SlotMap
 from .plan import Plan, plan_between
+from .plan_errors import Misaligned, OutOfRange, RangeOverlap, SlotTaken, UnknownSlot
 from .slot_ids import MAX_SLOTS, SlotIds
 
 PAGE_SIZE = 4096

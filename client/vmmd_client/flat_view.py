@@ -12,8 +12,9 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 from .draft import GPA_END, MAX_SLOT_PAGES, PAGE_SIZE, Draft
-from .errors import Misaligned, PlanError
+from .errors import PlanError
 from .memslots import MemFlag, Memslot, SlotMap
+from .plan_errors import Misaligned
 from .regions import BACKED, Kind, MemoryRegion
 
 

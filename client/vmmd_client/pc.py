@@ -12,7 +12,7 @@ since it asks the RAM and not the alias.
 import enum
 
 from .draft import GPA_END
-from .errors import OutOfRange
+from .plan_errors import OutOfRange
 from .regions import MemoryRegion, alias, container, ram, reservation, rom
 
 KIB = 1 << 10

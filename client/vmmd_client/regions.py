@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import OutOfRange, PlanError
+from .errors import PlanError
+from .plan_errors import OutOfRange
 
 
 class Kind(enum.Enum):

@@ -16,6 +16,8 @@ from vmmd.machine.machine import Machines
 from vmmd.rpc.caller import Caller
 from vmmd.rpc.dispatch import Dispatcher, DispatchLimits
 from vmmd.rpc.handlers import About, Core, execute
+from vmmd.rpc.journal import Journal
+from vmmd.rpc.requests import RequestLimits, Requests
 from vmmd.rpc.scope import BodyScope
 from vmmd_client import Client, ConnectError, Disconnected, MemoryTransport, ProtocolError
 
@@ -103,9 +105,11 @@ def refusable(body: bytes) -> bytes:
 async def core(lease_ms: int = 5_000, attempts: int = 1) -> AsyncIterator[tuple[Client, Wire]]:
     """Run a core, and give a client of it with the wire between them."""
     limits = Limits(guest_memory_bytes=1 << 28, vms=4, vcpus_per_vm=4, lease_ms=lease_ms)
-    kvm = System(engine="evaluated", cache_dir=None, workers=1, limits=limits)
+    journal = Journal(100)
+    requests = Requests(RequestLimits(request_ids=1000, request_id_bytes=1 << 20, request_id_ms=600_000))
+    kvm = System(engine="evaluated", cache_dir=None, workers=1, limits=limits, observer=journal)
     machines = Machines(kvm)
-    handlers = Core(kvm, machines, About("1.2.3", "evaluated", 0, LIMITS))
+    handlers = Core(kvm, machines, About("1.2.3", "evaluated", 0, LIMITS), journal, requests)
     bounds = DispatchLimits(batch_calls=LIMITS["batch_calls"], reply_bytes=LIMITS["reply_bytes"], json_depth=16)
     wire = Wire(Dispatcher(METHODS, partial(execute, handlers), partial(BodyScope, kvm.vm), bounds))
     try:

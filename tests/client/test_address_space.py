@@ -25,10 +25,10 @@ from vmmd_client import (
     VmmdError,
 )
 from vmmd_client.address_space import AddressSpace
-from vmmd_client.errors import OutOfRange
 from vmmd_client.flat_view import flatten, slots_of
 from vmmd_client.memslots import SlotMap
 from vmmd_client.pc_demo import show
+from vmmd_client.plan_errors import OutOfRange
 from vmmd_client.regions import MemoryRegion, alias, container, ram, reservation, rom, rom_device
 
 from .core import Fault, Wire, core

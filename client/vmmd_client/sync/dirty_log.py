@@ -10,7 +10,7 @@ reader at a time, as KVM's own log does. A VM with dirty rings has no log to fet
 from ..dirty import DirtyPages, DirtyView
 from ..dirty_fetch import Question, fetch
 from ..draft import GPA_END
-from ..errors import OutOfRange
+from ..plan_errors import OutOfRange
 from .channel import Channel
 from .play import play
 
