@@ -232,7 +232,16 @@ def test_a_place_in_a_daemon_that_was_started_anew_is_a_gap(url: str):
 
 
 @pytest.mark.parametrize("closed", ["events", "client"])
-def test_a_thread_that_waits_for_an_event_is_told_when_another_closes(each_url: str, closed: str):
+def test_a_thread_that_waits_for_an_event_is_told_when_another_closes(
+    each_url: str, closed: str, monkeypatch: pytest.MonkeyPatch
+):
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        assert len(waits) <= 1, "a closed client is tried again"
+
+    monkeypatch.setattr(vmmd_client.sync.events, "sleep", sleep)
     with sync.connect(each_url) as vmmd, vmmd.events() as events, ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(list, events)
         (events if closed == "events" else vmmd).close()
@@ -244,7 +253,16 @@ def test_a_thread_that_waits_for_an_event_is_told_when_another_closes(each_url: 
 
 
 @pytest.mark.parametrize("closed", ["events", "client"])
-async def test_a_task_that_waits_for_an_event_is_told_when_another_closes(each_url: str, closed: str):
+async def test_a_task_that_waits_for_an_event_is_told_when_another_closes(
+    each_url: str, closed: str, monkeypatch: pytest.MonkeyPatch
+):
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        assert len(waits) <= 1, "a closed client is tried again"
+
+    monkeypatch.setattr(vmmd_client.events, "sleep", sleep)
     async with vmmd_client.connect(each_url) as vmmd, vmmd.events() as events:
         waiting = asyncio.create_task(anext(events, None))
         await asyncio.sleep(0)
