@@ -101,13 +101,18 @@ async def call(session: aiohttp.ClientSession, name: str, /, **params: Any) -> A
 async def endless_vm(session: aiohttp.ClientSession) -> str:
     """Make a VM whose vCPU 0 would run for good."""
     vm = (await call(session, "kvm.create_vm"))["vm"]
+    await give_endless_guest(session, vm)
+    return vm
+
+
+async def give_endless_guest(session: aiohttp.ClientSession, vm: str) -> None:
+    """Give a VM memory and a vCPU that would run for good."""
     hva = (await call(session, "vm.map_host_memory", vm=vm, size=0x1000))["userspace_addr"]
     fields = {"slot": 0, "flags": 0, "guest_phys_addr": 0, "memory_size": 0x1000, "userspace_addr": hva}
     await call(session, "vm.set_user_memory_region", vm=vm, **fields)
     code = (await call(session, "isa.assemble", source=ENDLESS))["code"]
     await call(session, "vm.write_guest_memory", vm=vm, guest_phys_addr=0, data=code)
     await call(session, "vm.create_vcpu", vm=vm, vcpu=0)
-    return vm
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.e2e.test_serve import call, endless_vm, request, serving
+from tests.e2e.test_serve import call, endless_vm, give_endless_guest, request, serving
 
 CLIENT = """
 import asyncio, sys, aiohttp
@@ -116,6 +116,22 @@ async def test_a_run_whose_client_is_killed_gives_the_vcpu_back(tmp_path: Path, 
             if error != "EBUSY":
                 break
         assert error == "EINTR"
+
+
+async def test_an_advance_over_http_whose_client_goes_ends(tmp_path: Path) -> None:
+    async with serving(tmp_path) as daemon, daemon.session() as session, asyncio.timeout(60):
+        vm = (await call(session, "kvm.create_vm", execution="cooperative"))["vm"]
+        await give_endless_guest(session, vm)
+        body = json.dumps([request("vm.advance", vm=vm, instructions=10**15)]).encode()
+        _, writer = await asyncio.open_unix_connection(daemon.socket)
+        head = (
+            f"POST /rpc HTTP/1.1\r\nHost: vmmd\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+        while not (await call(session, "vm.get_stats", vm=vm))["instructions"]:
+            await asyncio.sleep(0)
+        writer.transport.abort()
+        assert (await call(session, "vm.advance", vm=vm, instructions=5, wait_ms=20_000))["instructions"] == 5
 
 
 async def test_clients_that_are_killed_one_after_another_leave_no_descriptor_and_no_hold(tmp_path: Path) -> None:
