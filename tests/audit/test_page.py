@@ -76,6 +76,16 @@ def test_a_very_long_recording_makes_a_page_of_bounded_size() -> None:
     assert len(text) < 4_000_000
 
 
+def test_of_many_vms_those_with_most_to_show_are_shown() -> None:
+    lines = [slot(number, 0, 0, 4096, fd=100 + number) for number in range(20)]
+    lines += [slot(100, 0, 0, 0, fd=119), slot(100.001, 0, 0, 4096, fd=119)]
+    found, reader = findings(lines)
+    text = page([Audited("many", found, reader.lines, 0, cut_off=False)])
+    assert text.count("<section") == 12
+    assert "VM (fd 119)" in text
+    assert "8 other VMs with less to show are left out" in text
+
+
 @in_a_browser
 def test_the_boot_of_qemu_is_shown_with_its_two_exposed_updates(browser: WebDriver, tmp_path: Path) -> None:
     shown(browser, tmp_path, audit_file(str(SHIPPED)))
@@ -95,7 +105,7 @@ def test_a_link_opens_its_update_and_the_keyboard_reaches_it(browser: WebDriver,
     shown(browser, tmp_path, audit_file(str(SHIPPED)))
     link = browser.find_element(By.CSS_SELECTOR, "tbody tr[data-kind=exposed]:last-of-type a")
     link.send_keys(Keys.ENTER)
-    (update,) = browser.find_elements(By.ID, "trace0-vm0-update-11")
+    (update,) = browser.find_elements(By.ID, "vm0-update-11")
     assert update.get_attribute("open") is not None
     assert browser.switch_to.active_element.text.startswith("update 11: 4 slot calls, exposed")
     assert "delete slot 5" in update.text

@@ -17,7 +17,10 @@ from .text import chosen, duration, notes, plural, size, took, vm_notes, who
 from .updates import Update
 
 MOST_CLOSE_UPS = 450
-"""How many of a VM's updates are shown up close; more, and a browser grows slow. Exposed ones come first."""
+"""How many updates a page shows up close; more, and a browser grows slow. Exposed ones come first."""
+
+MOST_VMS = 12
+"""How many VMs a page shows: those with the most exposed updates, then those with the most that need a hold."""
 
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -48,9 +51,13 @@ def page(audits: Sequence[Audited]) -> str:
     body = element("body", hatches(), _summary(audits))
     main = element("main", id="main")
     body.append(main)
-    for which, audited in enumerate(audits):
-        for number, found in enumerate(audited.findings.vms):
-            main.append(_vm(audited, found, f"trace{which}-vm{number}"))
+    vms = [(audited, found) for audited in audits for found in audited.findings.vms]
+    ranked = sorted(vms, key=lambda vm: (-vm[1].exposed, -vm[1].needs_hold))[:MOST_VMS]
+    for number, (audited, found) in enumerate(vm for vm in vms if vm in ranked):
+        main.append(_vm(audited, found, f"vm{number}", MOST_CLOSE_UPS // len(ranked)))
+    if len(ranked) < len(vms):
+        left_out = plural(len(vms) - len(ranked), "other VM")
+        main.append(element("p", f"{left_out} with less to show are left out; --json has every one.", class_="note"))
     body.append(_verbatim("script", (data / "audit.js").read_text(encoding="utf-8")))
     return html(element("html", head, body, lang="en"))
 
@@ -107,7 +114,7 @@ def _fact(name: str, value: str) -> tuple[ET.Element]:
     return (element("div", element("dt", name), element("dd", value)),)
 
 
-def _vm(audited: Audited, found: VmFindings, anchor: str) -> ET.Element:
+def _vm(audited: Audited, found: VmFindings, anchor: str, close_ups: int) -> ET.Element:
     section = element("section", element("h2", f"{audited.name}: VM (fd {found.vm.fd})"), id=anchor)
     section.set("class", "vm")
     for note in vm_notes(found):
@@ -123,7 +130,7 @@ def _vm(audited: Audited, found: VmFindings, anchor: str) -> ET.Element:
         section.append(element("div", drawn[0], class_="scroll", tabindex=0))
         for note in drawn[1]:
             section.append(element("p", note, class_="note"))
-    rows = chosen(found, every=False, most=MOST_CLOSE_UPS)
+    rows = chosen(found, every=False, most=close_ups)
     section.append(element("h3", "Updates"))
     section.append(_filter(found))
     section.append(element("div", _table(found, rows, anchor), class_="scroll tall", tabindex=0))

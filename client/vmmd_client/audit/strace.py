@@ -86,7 +86,7 @@ class StraceReader:
     def feed(self, line: str) -> Iterable[Event]:
         """Read one line; lines of other calls give no event."""
         self.lines += 1
-        line = line[:MOST_OF_A_LINE].rstrip()
+        line = (line if len(line) <= MOST_OF_A_LINE else line[:MOST_OF_A_LINE]).rstrip()
         match = _LEADER.match(line)
         if match is None:
             self.unread_lines += any(f"{request}" in line for request in _MUST_READ)
@@ -143,7 +143,7 @@ class StraceReader:
         result = _RESULT.search(rest)
         if result is None or result[1] == "?":
             return self._lost(call)
-        took = _DURATION.search(rest)
+        took = _DURATION.search(rest) if rest.endswith(">") else None
         if took is not None:
             call.end_us = at_us + int(took[1]) * 1_000_000 + microseconds(took[2])
         call.errno = result[2]
