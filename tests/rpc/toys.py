@@ -9,6 +9,7 @@ from pydantic import Field
 
 from vmmd.api.method import Method
 from vmmd.api.types import ChangeOptions, Params
+from vmmd.rpc.call_log import CallLog
 from vmmd.rpc.caller import Caller
 from vmmd.rpc.dispatch import Dispatcher, DispatchLimits
 from vmmd.rpc.errors import CallError
@@ -71,7 +72,11 @@ class Bench:
         self.journal: list[str] = []
         limits = DispatchLimits(batch_calls=batch_calls, reply_bytes=reply_bytes, json_depth=JSON_DEPTH)
         self.dispatcher = Dispatcher(
-            METHODS, self.execute, lambda left, _gone: RecordingScope(left, self.journal), limits
+            METHODS,
+            self.execute,
+            lambda left, _gone: RecordingScope(left, self.journal),
+            limits,
+            CallLog(calls_per_second=10, reads=True),
         )
 
     async def execute(self, method: Method, params: Any, scope: RecordingScope) -> bytes:

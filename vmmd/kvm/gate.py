@@ -199,6 +199,12 @@ class Gate:
                 hold.take(Step.GIVE_UP)
                 self.release(None)
 
+    @property
+    def open_hold(self) -> str | None:
+        """The name of the hold that was opened and is not over; None also while its kick still waits."""
+        current = self.holds.current
+        return current.name if current is not None and current.undo is not None else None
+
     async def admit(self, entry: Entry) -> Hold | None:
         """Let a call in, now or as soon as it may; see `inside`."""
         wait_ms = min(entry.get("wait_ms", 0), self._max_wait_ms)

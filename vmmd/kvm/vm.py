@@ -78,11 +78,7 @@ class Vm:
         return self._memory.view.memslots.generation
 
     def check_generation(self, wanted: int) -> None:
-        """Refuse a call that was made for another slot table.
-
-        Raises:
-            KvmError: ESTALE.
-        """
+        """Refuse a call that was made for another slot table, with ESTALE."""
         self._gate.check_generation(wanted)
 
     def vcpu(self, vcpu_id: int) -> Vcpu:
@@ -93,15 +89,24 @@ class Vm:
         """
         return self._processors.get(vcpu_id)
 
+    @property
+    def memslots(self) -> Memslots:
+        """The slot table of now."""
+        return self._memory.view.memslots
+
     def memslot(self, slot: int) -> Memslot | None:
         """Return the slot of that id, if it is set."""
         return self._memory.view.memslots.get(slot)
 
     def memory_regions(self, first: int = 0, count: int | None = None) -> tuple[int, list[Memslot]]:
         """Return the generation, and at most `count` slots from the `first` on, in the order of their ids."""
-        memslots = self._memory.view.memslots
         end = None if count is None else first + count
-        return memslots.generation, list(itertools.islice(memslots.by_id(), first, end))
+        return self.generation, list(itertools.islice(self.memslots.by_id(), first, end))
+
+    @property
+    def open_hold(self) -> str | None:
+        """The name of the hold that is open, failed or expired, if there is one."""
+        return self._gate.open_hold
 
     def stats(self) -> Stats:
         """Return the sums of the vCPUs' counters."""

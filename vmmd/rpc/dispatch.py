@@ -17,9 +17,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
-
-import structlog
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from vmmd.api.errors import INTERNAL_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, PARSE_ERROR
 from vmmd.api.methods import Method
@@ -35,8 +33,6 @@ _SMALL_RESULT_BYTES = 1024
 
 # A body up to this size is understood sooner than a thread is woken.
 _LARGE_BODY_BYTES = 32 << 10
-
-_log = structlog.get_logger()
 
 
 class Scope(Protocol):
@@ -74,8 +70,26 @@ class DispatchLimits:
     json_depth: int
 
 
-_Line = tuple[Callable[..., Any], str, dict[str, Any]]
-"""A line for the log: what writes it, the event, and what is known of it."""
+class CallDone(NamedTuple):
+    """A call that is over, or was refused.
+
+    Attributes:
+        method: The row of the table; None where there was none.
+        vm: The id of the VM that it named; None where it named none.
+        duration_ns: How long it took; 0 for what was refused.
+        error: What it answered with instead of a result; None where it succeeded.
+        cause: What went wrong inside the daemon, which the caller is not told.
+    """
+
+    method: Method | None
+    vm: str | None
+    duration_ns: int
+    error: CallError | None
+    cause: Exception | None = None
+
+
+Observe = Callable[[Sequence[CallDone]], None]
+"""Takes note of the calls of a body once all of them are over: then nothing that it costs is in a hold's pause."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +112,7 @@ class _Refusal:
 
     request_id: bytes | None
     error: CallError
+    method: Method | None = None
 
 
 class Dispatcher(Generic[ScopeT]):
@@ -108,6 +123,7 @@ class Dispatcher(Generic[ScopeT]):
         execute: Carries out one call.
         scope: Makes the scope of one body; it is given the bytes that the answer may have, and who waits for it.
         limits: What a body and its answer may amount to.
+        observe: Takes note of the calls of a body.
     """
 
     def __init__(
@@ -116,11 +132,13 @@ class Dispatcher(Generic[ScopeT]):
         execute: Execute[ScopeT],
         scope: Callable[[int, Caller], ScopeT],
         limits: DispatchLimits,
+        observe: Observe = lambda _calls: None,
     ) -> None:
         self._methods = methods
         self._execute = execute
         self._scope = scope
         self._limits = limits
+        self._observe = observe
 
     async def dispatch(self, body: bytes, caller: Caller) -> bytes | None:
         """Answer one body.
@@ -136,17 +154,22 @@ class Dispatcher(Generic[ScopeT]):
         try:
             value = await _aside(is_large, partial(decode, body, max_depth=self._limits.json_depth))
         except JsonError as error:
-            return CallError(PARSE_ERROR, str(error)).text(b"null")
+            return self._refuse(CallError(PARSE_ERROR, str(error)))
         if not isinstance(value, list):
             answers = await self._answer_all([value], caller, is_large=is_large)
             return answers[0] if answers else None
         if not value:
-            return CallError(INVALID_REQUEST, "a batch has at least one request").text(b"null")
+            return self._refuse(CallError(INVALID_REQUEST, "a batch has at least one request"))
         if len(value) > self._limits.batch_calls:
             message = f"a batch of {len(value)} requests is longer than limits.batch_calls = {self._limits.batch_calls}"
-            return CallError(INVALID_REQUEST, message).text(b"null")
+            return self._refuse(CallError(INVALID_REQUEST, message))
         answers = await self._answer_all(value, caller, is_large=is_large)
         return b"[" + b",".join(answers) + b"]" if answers else None
+
+    def _refuse(self, error: CallError) -> bytes:
+        """Answer a body of which no entry can be told from another."""
+        self._observe([CallDone(None, None, 0, error)])
+        return error.text(b"null")
 
     async def _answer_all(self, values: Sequence[Any], caller: Caller, *, is_large: bool) -> list[bytes]:
         """Check all entries, then carry them out in their order."""
@@ -157,36 +180,34 @@ class Dispatcher(Generic[ScopeT]):
         scope = self._scope(self._limits.reply_bytes, caller)
         for entry in entries:
             if isinstance(entry, _Refusal):
-                _log.debug("rpc.refused", code=entry.error.code, error=entry.error.message)
                 scope.refused(entry.error)
         answers = []
-        lines: list[_Line] = []
+        done: list[CallDone] = []
         try:
             for entry in entries:
-                answer = await self._answer(entry, scope, caller, lines)
+                answer = await self._answer(entry, scope, caller, done)
                 if answer is not None:
                     scope.reply_left -= len(answer)
                     answers.append(answer)
         finally:
-            # A line costs as much as a slot call. Written now, none of them lies within the pause of a batch's hold.
-            for write, event, about in lines:
-                write(event, **about)
+            self._observe(done)
         return answers
 
-    async def _answer(self, entry: _Call | _Refusal, scope: ScopeT, caller: Caller, lines: list[_Line]) -> bytes | None:
+    async def _answer(self, entry: _Call | _Refusal, scope: ScopeT, caller: Caller, done: list[CallDone]) -> bytes | None:
         if isinstance(entry, _Refusal):
+            done.append(CallDone(entry.method, None, 0, entry.error))
             return None if entry.request_id is None else entry.error.text(entry.request_id)
         try:
-            result = await self._carry_out(entry, scope, caller, lines)
+            result = await self._carry_out(entry, scope, caller, done)
         except CallError as error:
             scope.failed(error)
             return None if entry.request_id is None else error.text(entry.request_id)
         return None if entry.request_id is None else _result_text(entry.request_id, result)
 
-    async def _carry_out(self, call: _Call, scope: ScopeT, caller: Caller, lines: list[_Line]) -> bytes:
-        """Carry out one call, and note its line for the log: info for what changes something, debug for reads."""
-        write = _log.info if call.method.changes else _log.debug
-        about = {"method": call.method.name, "vm": getattr(call.params, "vm", None)}
+    async def _carry_out(self, call: _Call, scope: ScopeT, caller: Caller, done: list[CallDone]) -> bytes:
+        """Carry out one call, and put down how it went."""
+        failure: CallError | None = None
+        cause: Exception | None = None
         start = time.perf_counter_ns()
         try:
             result = await caller.wait_for(
@@ -200,14 +221,16 @@ class Dispatcher(Generic[ScopeT]):
                     {"errno": "E2BIG"},
                 )
         except CallError as error:
-            about |= {"code": error.code, "error": error.message}
+            failure = error
             raise
         except Exception as error:
             # What went wrong inside is for the log alone: an exception's text may hold what the caller must not see.
-            write, about = _log.error, about | {"exc_info": error}
-            raise CallError(INTERNAL_ERROR, "an error inside the daemon; its log has the details") from None
+            cause = error
+            failure = CallError(INTERNAL_ERROR, "an error inside the daemon; its log has the details")
+            raise failure from None
         finally:
-            lines.append((write, "rpc.call", about | {"duration_us": (time.perf_counter_ns() - start) // 1000}))
+            duration_ns = time.perf_counter_ns() - start
+            done.append(CallDone(call.method, getattr(call.params, "vm", None), duration_ns, failure, cause))
         return result
 
     def _check(self, value: Any, began_s: float) -> _Call | _Refusal:
@@ -227,7 +250,7 @@ class Dispatcher(Generic[ScopeT]):
         try:
             params = check_params(method, value.get("params", {}))
         except CallError as refused:
-            return _Refusal(request_id, refused)
+            return _Refusal(request_id, refused, method)
         deadline_s = None if params.deadline_ms is None else began_s + params.deadline_ms / 1000
         return _Call(request_id, method, params, deadline_s)
 

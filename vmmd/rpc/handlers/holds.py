@@ -18,12 +18,15 @@ async def _kick_all_running_vcpus(
             wait_ms=params.wait_ms, lease_ms=params.lease_ms, if_generation=params.if_generation
         )
         # Its request stands whoever goes, so it is carried through.
-        return _kick_result(await carry_through(raw))
+        kicked = await carry_through(raw)
+        core.timings.note_raw(kicked.kick_ns)
+        return _kick_result(kicked)
     scope.opening(vm, params.hold)
     kick = await vm.kick_all_running_vcpus(
         params.hold, wait_ms=params.wait_ms, lease_ms=params.lease_ms, if_generation=params.if_generation
     )
     if not kick.renewed:
+        core.timings.note_opened(kick.kick_ns)
         scope.opened(vm, params.hold)
     return _kick_result(kick)
 
@@ -49,8 +52,12 @@ async def _resume_all_kicked_vcpus(
         return holds.ResumeResult(pause_ns=raw.pause_ns, generation=raw.generation)
     try:
         resume = await vm.resume_all_kicked_vcpus(params.hold)
-    except KvmError:
+    except KvmError as error:
         scope.ended(vm, params.hold, rolled_back=True)
+        if error.data.get("rolled_back"):
+            core.timings.note_ended("rolled_back", error.data["pause_ns"])
         raise
     scope.ended(vm, params.hold, rolled_back=False)
+    if resume.pause_ns is not None:
+        core.timings.note_ended("kept", resume.pause_ns)
     return holds.ResumeResult(pause_ns=resume.pause_ns, generation=resume.generation)

@@ -45,6 +45,8 @@ async def _set_user_memory_region_list(
         max_log_bytes=max(room_bytes(scope) - _SLOT_LOG_BYTES * len(changes), 0),
         **entry(params),
     )
+    if published.pause_ns is not None:
+        core.timings.note_published(published.pause_ns)
     dirty = tuple(
         memslots.SlotLog(slot=slot.slot, guest_phys_addr=slot.guest_phys_addr, bitmap=bitmap)
         for slot, bitmap in published.dirty

@@ -1,16 +1,18 @@
 """What handlers are given, and where they are written down."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vmmd.kvm.system import System
 from vmmd.kvm.vcpu import Vcpu
 from vmmd.kvm.vm import Vm
 from vmmd.machine.machine import Machine, Machines
+from vmmd.rpc.guest_totals import GuestTotals
 from vmmd.rpc.journal import Journal
 from vmmd.rpc.requests import Requests
 from vmmd.rpc.scope import BodyScope
+from vmmd.rpc.timings import Timings
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Core:
         about: What the daemon says about itself.
         journal: What has happened; the system's observer.
         requests: Those that have names.
+        timings: What kicks and pauses took.
+        totals: What destroyed VMs leave to metrics.
     """
 
     kvm: System
@@ -47,6 +51,8 @@ class Core:
     about: About
     journal: Journal
     requests: Requests
+    timings: Timings = field(default_factory=Timings)
+    totals: GuestTotals = field(default_factory=GuestTotals)
 
     def vm(self, params: Any) -> Vm:
         """Give the VM that a call names."""

@@ -42,7 +42,9 @@ async def _create_vm(core: Core, params: system.CreateVmParams, _scope: BodyScop
 
 @handles("kvm.destroy_vm")
 async def _destroy_vm(core: Core, params: system.DestroyVmParams, _scope: BodyScope) -> None:
+    vm = core.vm(params)
     await core.machines.destroy(params.vm)
+    core.totals.leave(vm)
 
 
 @handles("kvm.list_vms")
