@@ -16,6 +16,7 @@ from vmmd.api.places import default_socket
 from vmmd.config import ConfigError, load
 from vmmd.daemon import serve
 from vmmd.rpc.listen import BindError
+from vmmd.systemd import ActivationError
 
 EXIT_CONFIG = 2
 EXIT_BIND = 3
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"vmmd: the settings cannot be used:\n{error}\n")
         return EXIT_CONFIG
-    except BindError as error:
+    except (BindError, ActivationError) as error:
         sys.stderr.write(f"vmmd: {error}\n")
         return EXIT_BIND
     except KeyboardInterrupt:

@@ -47,6 +47,11 @@ class LogSettings(BaseModel):
         default="auto",
         description='"console" for people, "json" for machines, "auto": console on a terminal, else json.',
     )
+    calls_per_second: int = Field(
+        default=100,
+        ge=0,
+        description="Calls that have a line of their own in a second. Of the others a line says how many there were.",
+    )
 
 
 class LimitSettings(BaseModel):
@@ -73,6 +78,25 @@ class LimitSettings(BaseModel):
     body_bytes: int = Field(default=8 << 20, ge=1 << 10, description="The largest request body, in bytes.")
     reply_bytes: int = Field(default=16 << 20, ge=1 << 12, description="The largest reply, in bytes.")
     batch_calls: int = Field(default=1000, ge=1, description="The calls of one batch.")
+    connections: int = Field(default=2048, ge=1, description="Open connections, over all listeners.")
+    calls_in_flight_per_client: int = Field(
+        default=1024,
+        ge=1,
+        description="Requests under way of one client: of a process on the UNIX socket, of an address over TCP.",
+    )
+    idle_ms: int = Field(
+        default=60_000,
+        ge=1,
+        description="How long a connection may take to send a request's head, or send nothing, in milliseconds.",
+    )
+    body_wait_ms: int = Field(
+        default=30_000, ge=1, description="How long a request's body may take to come in, in milliseconds."
+    )
+    drain_ms: int = Field(
+        default=500,
+        ge=0,
+        description="How long calls under way may go on when the daemon is told to stop, in milliseconds.",
+    )
     json_depth: int = Field(default=32, ge=4, le=100, description="Arrays and objects within one another in a request.")
     calls_in_flight: int = Field(default=256, ge=1, description="Calls under way of one WebSocket; a batch is one.")
     websocket_silence_ms: int = Field(
@@ -216,8 +240,8 @@ def tcp_token(settings: Settings, *, on_purpose: bool) -> str:
     try:
         if on_purpose and not (settings.token_file and path.exists()):
             raise ConfigError(
-                f"{settings.host} is not this machine's own address: set token (VMMD_TOKEN), or token_file to a file "
-                "that is there, or bind 127.0.0.1"
+                "TCP on an address that others can reach needs a token that was set on purpose: set token "
+                "(VMMD_TOKEN), or token_file to a file that is there; or bind 127.0.0.1 (host)"
             )
         if not path.exists():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

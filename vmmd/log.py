@@ -1,10 +1,20 @@
-"""The log: one structured line an event, to the standard error; what the standard library logs comes out likewise."""
+"""The log: one structured line an event, to the standard error; what the standard library logs comes out likewise.
+
+Names, errors and headers that others made up are in it, so nothing in a line can end it, move the cursor or hide: JSON
+escapes all of that, and for people it is escaped here.
+"""
 
 import logging
+import re
 import sys
-from typing import Any, Literal
+import traceback
+from collections.abc import MutableMapping
+from typing import Any, Literal, TextIO
 
 import structlog
+
+# Control characters, line and paragraph separators, marks that turn the direction of writing, lone surrogates.
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def configure(level: str, form: Literal["auto", "console", "json"]) -> None:
@@ -25,7 +35,7 @@ def configure(level: str, form: Literal["auto", "console", "json"]) -> None:
     # Without local variables: they hold guests' memory and callers' tokens.
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     rendering: list[Any] = (
-        [structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+        [_escape, structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=_write_traceback)]
         if pretty
         else [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
     )
@@ -44,3 +54,31 @@ def configure(level: str, form: Literal["auto", "console", "json"]) -> None:
     )
     logging.basicConfig(level=number, handlers=[handler], force=True)
     logging.captureWarnings(True)
+
+
+def printable(text: str) -> str:
+    r"""Write what is unfit for a line as Python would escape it, "\n" and "\x1b"; the rest stays."""
+    return _UNFIT.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def _escape(_logger: Any, _name: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Make every text of a line printable, those in lists and mappings too."""
+    return {key: value if key == "exc_info" else _escaped(value) for key, value in line.items()}
+
+
+def _escaped(value: Any) -> Any:
+    match value:
+        case str():
+            return printable(value)
+        case dict():
+            return {_escaped(key): _escaped(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_escaped(inner) for inner in value]
+        case _:
+            return value
+
+
+def _write_traceback(stream: TextIO, exc_info: Any) -> None:
+    """Write a traceback behind its line; each of its lines has a bar before it, so that none passes for a line."""
+    text = "".join(traceback.format_exception(*exc_info))
+    stream.writelines(f"\n  | {printable(line)}" for line in text.rstrip("\n").split("\n"))

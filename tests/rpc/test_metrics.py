@@ -28,7 +28,9 @@ class Measured:
         self.metrics = Metrics(core, Gauges(lambda: 3, lambda: 2))
         self._observed = 0
         limits = DispatchLimits(batch_calls=100, reply_bytes=1 << 16, json_depth=16)
-        self._dispatcher = Dispatcher(METHODS, partial(execute, core), partial(BodyScope, core.kvm.vm), limits, self._observe)
+        self._dispatcher = Dispatcher(
+            METHODS, partial(execute, core), partial(BodyScope, core.kvm.vm), limits, self._observe
+        )
 
     def _observe(self, calls: Any) -> None:
         self._observed += len(calls)

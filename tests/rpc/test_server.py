@@ -11,7 +11,9 @@ import structlog
 from aiohttp.test_utils import TestClient, TestServer
 
 from vmmd.rpc.caller import Caller
+from vmmd.rpc.pages import page_routes
 from vmmd.rpc.server import REQUEST_ID, TcpGuard, make_app
+from vmmd.rpc.traffic import Phase, Traffic
 from vmmd.rpc.websocket import WebSocketLimits
 
 TOKEN = "a token of some length"  # noqa: S105  (the tests' own)
@@ -34,10 +36,27 @@ class Echo:
         return body or None
 
 
+def ready() -> Traffic:
+    traffic = Traffic(calls_in_flight_per_client=2)
+    traffic.phase = Phase.READY
+    return traffic
+
+
+async def no_metrics() -> bytes:
+    return b""
+
+
 @asynccontextmanager
 async def serving(guard: TcpGuard | None = GUARD, *, body_bytes: int = 1000) -> AsyncIterator[tuple[TestClient, Echo]]:
     echo = Echo()
-    app = make_app(echo, version="1.2.3", limits=replace(LIMITS, body_bytes=body_bytes), guard=guard)
+    app = make_app(
+        echo,
+        limits=replace(LIMITS, body_bytes=body_bytes),
+        body_wait_ms=10_000,
+        guard=guard,
+        traffic=ready(),
+        pages=page_routes("1.2.3", ready(), no_metrics),
+    )
     async with TestClient(TestServer(app)) as client:
         yield client, echo
 
@@ -184,11 +203,9 @@ async def test_any_other_request_id_is_replaced_by_a_fresh_one(given: str | None
 async def test_the_root_page_says_who_this_is_and_health_that_it_lives() -> None:
     async with serving() as (client, _):
         root = await (await client.get("/", headers=BEARER)).json()
-        assert root == {
-            "name": "vmmd",
-            "version": "1.2.3",
-            "links": {"rpc": "/rpc", "websocket": "/ws", "health": "/healthz"},
-        }
+        assert (root["name"], root["version"]) == ("vmmd", "1.2.3")
+        for link in root["links"].values():
+            assert (await client.get(link, headers=BEARER)).status != 404
         assert (await client.get("/healthz", headers=BEARER)).status == 200
         assert (await client.get("/other", headers=BEARER)).status == 404
 
@@ -208,7 +225,7 @@ async def test_whoever_answers_is_told_when_the_client_has_gone() -> None:
         told.set()
         return None
 
-    app = make_app(dispatch, version="1.2.3", limits=LIMITS, guard=None)
+    app = make_app(dispatch, limits=LIMITS, body_wait_ms=10_000, guard=None, traffic=ready())
     async with asyncio.timeout(10), TestClient(TestServer(app)) as client:
         call = asyncio.create_task(client.post("/rpc", data=b"1", headers=JSON))
         await asked.wait()

@@ -193,7 +193,9 @@ class Dispatcher(Generic[ScopeT]):
             self._observe(done)
         return answers
 
-    async def _answer(self, entry: _Call | _Refusal, scope: ScopeT, caller: Caller, done: list[CallDone]) -> bytes | None:
+    async def _answer(
+        self, entry: _Call | _Refusal, scope: ScopeT, caller: Caller, done: list[CallDone]
+    ) -> bytes | None:
         if isinstance(entry, _Refusal):
             done.append(CallDone(entry.method, None, 0, entry.error))
             return None if entry.request_id is None else entry.error.text(entry.request_id)

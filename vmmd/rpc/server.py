@@ -1,16 +1,18 @@
 """The HTTP half: who may ask, how a body comes in and its answer goes out. It knows no method and no VM.
 
-POST /rpc carries JSON-RPC, and so does the WebSocket at /ws, whose upgrade is a request like any other; GET / says who
-this is, GET /healthz that the event loop turns. Any web page that the user
+POST /rpc carries JSON-RPC, and so does the WebSocket at /ws, whose upgrade is a request like any other; the pages
+beside them are those of `pages`. Any web page that the user
 of this machine has open can send requests to 127.0.0.1, and a name that its owner points there can read the answers. So
 over TCP a request needs a host name that was meant for us (421), no foreign origin (403), and the bearer token (401);
 and everywhere a JSON content type (415), which a page cannot send without asking first. Nothing here ever answers with
 a CORS header.
 """
 
+import asyncio
 import hmac
 import re
 import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -18,12 +20,10 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from vmmd.rpc.caller import Caller
+from vmmd.rpc.traffic import Traffic, client_of
 from vmmd.rpc.websocket import Dispatch, WebSocketLimits, WebSockets
 
 REQUEST_ID = "X-Request-Id"
-
-LINKS = {"rpc": "/rpc", "websocket": "/ws", "health": "/healthz"}
-"""What GET / tells there is."""
 
 _LEGAL_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _JSON_TYPE = re.compile(r"application/(?:json|[a-z0-9.-]+\+json)")
@@ -75,63 +75,92 @@ class TcpGuard:
         return same and scheme.lower() == "bearer"
 
 
-def make_app(dispatch: Dispatch, *, version: str, limits: WebSocketLimits, guard: TcpGuard | None) -> web.Application:
+def make_app(
+    dispatch: Dispatch,
+    *,
+    limits: WebSocketLimits,
+    body_wait_ms: int,
+    guard: TcpGuard | None,
+    traffic: Traffic,
+    pages: Sequence[web.RouteDef] = (),
+    observe_refusal: Callable[[int], None] = lambda _status: None,
+) -> web.Application:
     """Make the application that one listener serves.
 
     Args:
         dispatch: What answers bodies.
-        version: The daemon's version, for GET /.
         limits: What bodies, and WebSockets, may amount to.
+        body_wait_ms: How long a body may take to come in, in milliseconds.
         guard: Who may ask; None on the UNIX socket, where the file's mode says it.
+        traffic: Which calls are taken.
+        pages: The routes beside /rpc and /ws.
+        observe_refusal: Told the status of each request that is refused.
     """
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if guard is not None:
-            guard.check(request)
-        return await handler(request)
-
-    async def rpc(request: web.Request) -> web.Response:
-        _check_content_type(request)
-        body = await _read_body(request, limits.body_bytes)
-        caller = Caller(has_gone=lambda: request.transport is None or request.transport.is_closing())
+        name = _request_name(request)
+        # Each request has a task of its own, and its context: nothing has to be unbound.
+        structlog.contextvars.bind_contextvars(request_id=name)
         try:
-            answer = await dispatch(body, caller)
-        finally:
-            caller.over()
-        if answer is None:
-            return web.Response(status=204)
-        return web.Response(body=answer, content_type="application/json")
-
-    async def root(_request: web.Request) -> web.Response:
-        return web.json_response({"name": "vmmd", "version": version, "links": LINKS})
-
-    async def health(_request: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
-
-    websockets = WebSockets(dispatch, limits)
-    app = web.Application(middlewares=[_named, guarded], client_max_size=limits.body_bytes)
-    app.add_routes([web.post("/rpc", rpc), web.get("/ws", websockets.handle)])
-    app.add_routes([web.get("/", root), web.get("/healthz", health)])
-    app.on_shutdown.append(websockets.close)
-    return app
-
-
-@web.middleware
-async def _named(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give every request a name, the caller's where it sent a fit one: on its log lines and in its answer."""
-    given = request.headers.get(REQUEST_ID, "")
-    name = given if _LEGAL_REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-    with structlog.contextvars.bound_contextvars(request_id=name):
-        try:
+            if guard is not None:
+                guard.check(request)
             response = await handler(request)
         except web.HTTPException as refusal:
+            observe_refusal(refusal.status)
             refusal.headers[REQUEST_ID] = name
             raise
         if not response.prepared:
             # A WebSocket's headers went out at its upgrade.
             response.headers[REQUEST_ID] = name
         return response
+
+    async def rpc(request: web.Request) -> web.Response:
+        _check_content_type(request)
+        client = client_of(request)
+        traffic.enter(client)
+        try:
+            body = await _read_body(request, limits.body_bytes, body_wait_ms)
+            # The body may have taken longer to come than the daemon had left.
+            traffic.check_open()
+            answer = await answer_body(request, body)
+        finally:
+            traffic.leave(client)
+        if answer is None:
+            return web.Response(status=204)
+        return web.Response(body=answer, content_type="application/json")
+
+    async def answer_body(request: web.Request, body: bytes) -> bytes | None:
+        caller = Caller(has_gone=lambda: request.transport is None or request.transport.is_closing())
+        try:
+            return await dispatch(body, caller)
+        finally:
+            caller.over()
+
+    async def answer_frame(body: bytes, caller: Caller) -> bytes | None:
+        # How many of these one client may have is a limit of its connection.
+        traffic.begin(caller)
+        try:
+            return await dispatch(body, caller)
+        finally:
+            traffic.leave(caller)
+
+    websockets = WebSockets(answer_frame, limits)
+
+    async def upgrade(request: web.Request) -> web.StreamResponse:
+        traffic.check_open()
+        return await websockets.handle(request)
+
+    app = web.Application(middlewares=[guarded], client_max_size=limits.body_bytes)
+    app.add_routes([web.post("/rpc", rpc), web.get("/ws", upgrade), *pages])
+    app.on_shutdown.append(websockets.close)
+    return app
+
+
+def _request_name(request: web.Request) -> str:
+    """Give a request its name, the caller's where it sent a fit one: for its log lines and its answer."""
+    given = request.headers.get(REQUEST_ID)
+    return given if given is not None and _LEGAL_REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
 def _check_content_type(request: web.Request) -> None:
@@ -142,13 +171,23 @@ def _check_content_type(request: web.Request) -> None:
         )
 
 
-async def _read_body(request: web.Request, body_bytes: int) -> bytes:
+async def _read_body(request: web.Request, body_bytes: int, body_wait_ms: int) -> bytes:
     size = request.content_length or 0
     if size <= body_bytes:
         try:
-            return await request.read()
+            if request.content.is_eof():
+                # All of it came with the head: a timer would cost a tenth of a short call.
+                return await request.read()
+            async with asyncio.timeout(body_wait_ms / 1000):
+                return await request.read()
         except web.HTTPRequestEntityTooLarge:
             size = body_bytes + 1
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(
+                headers={hdrs.CONNECTION: "close"},
+                text=f"The body did not come within limits.body_wait_ms = {body_wait_ms} milliseconds "
+                "(VMMD_LIMITS__BODY_WAIT_MS); send it at once, or raise the limit.\n",
+            ) from None
     raise web.HTTPRequestEntityTooLarge(
         max_size=body_bytes,
         actual_size=size,

@@ -1,0 +1,113 @@
+"""Which calls are taken: none before the daemon is ready, none when it drains, and so many of one client at a time.
+
+    STARTING --ready--> READY --drain--> DRAINING
+        |                                   ^
+        +---------------drain---------------+
+
+A client is, on the UNIX socket, a process, and over TCP an address: opening more connections does not make one two.
+"""
+
+import asyncio
+import socket
+import struct
+from collections import Counter
+from collections.abc import Hashable
+from enum import Enum
+
+from aiohttp import hdrs, web
+
+_PEER_CREDENTIALS = struct.Struct("3i")
+
+_RETRY_S = "1"
+
+
+class Phase(Enum):
+    """What the daemon is doing."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class Traffic:
+    """The calls under way, over all listeners.
+
+    Args:
+        calls_in_flight_per_client: How many bodies of one client may be read or answered at a time.
+
+    Attributes:
+        phase: What the daemon is doing.
+        in_flight: How many bodies are being read or answered.
+    """
+
+    def __init__(self, calls_in_flight_per_client: int) -> None:
+        self.phase = Phase.STARTING
+        self.in_flight = 0
+        self._most = calls_in_flight_per_client
+        self._by_client: Counter[Hashable] = Counter()
+        self._idle: asyncio.Future[None] | None = None
+
+    def check_open(self) -> None:
+        """Refuse what comes while no call is taken.
+
+        Raises:
+            web.HTTPServiceUnavailable: The daemon is starting or draining.
+        """
+        if self.phase is Phase.READY:
+            return
+        text = {
+            Phase.STARTING: "The daemon is starting; ask again, GET /readyz tells when it is ready.\n",
+            Phase.DRAINING: "The daemon is shutting down and takes no new calls; nothing was done.\n",
+        }[self.phase]
+        raise web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: _RETRY_S}, text=text)
+
+    def enter(self, client: Hashable) -> None:
+        """Count a call in; `leave` counts it out.
+
+        Raises:
+            web.HTTPServiceUnavailable: The daemon is starting or draining.
+            web.HTTPTooManyRequests: The client has too many under way.
+        """
+        self.check_open()
+        if self._by_client[client] >= self._most:
+            raise web.HTTPTooManyRequests(
+                headers={hdrs.RETRY_AFTER: _RETRY_S},
+                text=f"This client has limits.calls_in_flight_per_client = {self._most} calls under way "
+                "(VMMD_LIMITS__CALLS_IN_FLIGHT_PER_CLIENT); wait for an answer, or raise the limit.\n",
+            )
+        self.begin(client)
+
+    def begin(self, client: Hashable) -> None:
+        """Count in what needs no leave; `leave` counts it out."""
+        self._by_client[client] += 1
+        self.in_flight += 1
+
+    def leave(self, client: Hashable) -> None:
+        """Count a call out."""
+        self.in_flight -= 1
+        self._by_client[client] -= 1
+        if not self._by_client[client]:
+            del self._by_client[client]
+        if not self.in_flight and self._idle is not None:
+            self._idle.set_result(None)
+            self._idle = None
+
+    async def idle(self, timeout_s: float) -> bool:
+        """Wait until no call is under way; tell whether it came to that in so many seconds."""
+        if not self.in_flight:
+            return True
+        if self._idle is None:
+            self._idle = asyncio.get_running_loop().create_future()
+        done, _ = await asyncio.wait([self._idle], timeout=timeout_s)
+        return bool(done)
+
+
+def client_of(request: web.Request) -> Hashable:
+    """Tell who asks: the process at the other end of a UNIX socket, or the address at that of a TCP connection."""
+    transport = request.transport
+    connection = transport.get_extra_info("socket") if transport is not None else None
+    if connection is not None and connection.family == socket.AF_UNIX:
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+        pid, _uid, _gid = _PEER_CREDENTIALS.unpack(credentials)
+        return int(pid)
+    return request.remote
