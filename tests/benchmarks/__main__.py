@@ -24,6 +24,7 @@ from tests.benchmarks import (
     memslots,
     never_torn,
     pauses,
+    rpc,
     scaling,
     stress_without_a_hold,
 )
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
     "scaling": scaling.measure,
     "holds": holds.measure,
     "pauses": pauses.measure,
+    "rpc": rpc.measure,
     "memslots": memslots.measure,
     "logs": logs.measure,
     "torn": never_torn.measure,

@@ -10,6 +10,8 @@ import socket
 import structlog
 from aiohttp import web
 
+from vmmd.rpc.listen import BACKLOG
+
 # Descriptors that are nobody's connection: listeners, the log, the event loop's own, files that are read meanwhile.
 _OWN_DESCRIPTORS = 64
 
@@ -47,7 +49,9 @@ class Admission:
         server = runner.server
         assert server is not None, "the runner was set up"  # noqa: S101
         self._servers.append(server)
-        listener = await asyncio.get_running_loop().create_server(lambda: _Arrival(self, server), sock=bound)
+        listener = await asyncio.get_running_loop().create_server(
+            lambda: _Arrival(self, server), sock=bound, backlog=BACKLOG
+        )
         self._listeners.append(listener)
 
     def close(self) -> None:

@@ -11,7 +11,9 @@ import stat
 from ipaddress import ip_address
 from pathlib import Path
 
-_BACKLOG = 128
+BACKLOG = 1024
+"""Connections that may wait to be accepted: a thousand can come at once."""
+
 _PROBE_S = 2.0
 
 
@@ -41,7 +43,7 @@ class UnixListener:
                 self.socket.bind(str(path))
             finally:
                 os.umask(umask)
-            self.socket.listen(_BACKLOG)
+            self.socket.listen(BACKLOG)
             self._inode = path.stat().st_ino
         except OSError as error:
             self.socket.close()
@@ -75,7 +77,7 @@ def bind_tcp(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise BindError(
             f"cannot listen on {host} port {port}: {error.strerror or error}; choose another with --port"
