@@ -10,8 +10,9 @@ import faulthandler
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from vmmd import __version__
+from vmmd import __version__, config_commands
 from vmmd.api.places import default_socket
 from vmmd.config import ConfigError, load
 from vmmd.daemon import serve
@@ -35,9 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     faulthandler.enable()
     options = _parser().parse_args(arguments)
-    given = {name: value for name in ("socket", "port") if (value := getattr(options, name)) is not None}
     try:
-        asyncio.run(serve(load(options.config, given)))
+        options.run(options)
     except ConfigError as error:
         sys.stderr.write(f"vmmd: the settings cannot be used:\n{error}\n")
         return EXIT_CONFIG
@@ -47,6 +47,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return 0
+
+
+def _serve(options: argparse.Namespace) -> None:
+    asyncio.run(serve(load(options.config, _given(options))))
+
+
+def _show(options: argparse.Namespace) -> None:
+    config_commands.show(options.config, _given(options), "json" if options.json else "toml")
+
+
+def _check(options: argparse.Namespace) -> None:
+    config_commands.check(options.file)
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """Give what the command line sets, by key; what lies in a table, in a dictionary of its own."""
+    given: dict[str, Any] = {}
+    for assignment in options.set:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: there is no value; write --set {key}=VALUE")
+        *tables, name = key.split(".")
+        table = given
+        for step in tables:
+            table = table.setdefault(step, {})
+        table[name] = value
+    return given | {name: value for name in ("socket", "port") if (value := getattr(options, name)) is not None}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,11 +86,37 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="run the daemon in the foreground",
         description="Run the daemon in the foreground. When it is ready it prints one line: the URLs that it answers "
-        "at. The log goes to the standard error. SIGTERM and SIGINT end it in order.",
+        "at. The log goes to the standard error. SIGTERM and SIGINT end it in order, a second one at once.",
         epilog="Settings: the command line wins over the environment (VMMD_PORT, VMMD_LIMITS__VMS, …), that over the "
         "file, that over the defaults; config/vmmd.toml documents them all. "
         "Exit codes: 0 it was asked to stop, 2 the settings cannot be used, 3 it cannot listen.",
     )
+    command.set_defaults(run=_serve)
+    _add_settings(command)
+    configuration = commands.add_parser("config", help="show the settings, or check a file with settings")
+    inner = configuration.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    command = inner.add_parser(
+        "show",
+        help="print the settings that serve would have, and where each comes from",
+        description="Print the settings that serve would have with the same arguments, each with where it comes from: "
+        "the command line, the environment, the file or the default. Secrets are hidden.",
+        epilog="Exit codes: 0, or 2: the settings cannot be used.",
+    )
+    command.add_argument("--json", action="store_true", help="as JSON (default: as TOML)")
+    command.set_defaults(run=_show)
+    _add_settings(command)
+    command = inner.add_parser(
+        "check",
+        help="check a file with settings",
+        description="Check a file with settings as it stands; the environment is not looked at, and nothing is made.",
+        epilog="Exit codes: 0 a daemon would start with it, 2 it would not.",
+    )
+    command.add_argument("file", type=Path, metavar="FILE", help="a TOML file")
+    command.set_defaults(run=_check)
+    return parser
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with settings (default: none)")
     command.add_argument(
         "--socket",
@@ -77,7 +130,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="also listen on TCP, on 127.0.0.1; 0: any port that is free (default: no TCP)",
     )
-    return parser
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting by its key, as --set limits.vms=3; may be given more than once. Not for the token: "
+        "others can read a command line",
+    )
 
 
 if __name__ == "__main__":

@@ -190,6 +190,10 @@ class Settings(BaseSettings):
         return value
 
 
+Layer = Literal["command line", "environment", "file"]
+"""Where a setting can come from, the strongest first; else it is its default."""
+
+
 def load(config: Path | None = None, command_line: dict[str, Any] | None = None) -> Settings:
     """Read the settings.
 
@@ -200,6 +204,20 @@ def load(config: Path | None = None, command_line: dict[str, Any] | None = None)
     Raises:
         ConfigError: The file cannot be read, a key is unknown, or a value is out of its bounds.
     """
+    return load_layers(config, command_line)[0]
+
+
+def load_layers(
+    config: Path | None, command_line: dict[str, Any] | None, *, environment: bool = True
+) -> tuple[Settings, dict[Layer, dict[str, Any]]]:
+    """Read the settings, and tell what each layer has set; see `load`.
+
+    Args:
+        config: A TOML file; None: there is none.
+        command_line: What the command line sets, by key.
+        environment: Whether VMMD_* are looked at.
+    """
+    layers: dict[Layer, dict[str, Any]] = {"command line": command_line or {}}
     from_file = _read_toml(config) if config is not None else {}
 
     class Layered(Settings):
@@ -214,14 +232,30 @@ def load(config: Path | None = None, command_line: dict[str, Any] | None = None)
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, InitSettingsSource(settings_cls, from_file)
+            layers["file"] = from_file
+            file_settings = InitSettingsSource(settings_cls, from_file)
+            if not environment:
+                return init_settings, file_settings
+            layers["environment"] = env_settings()
+            return init_settings, env_settings, file_settings
 
     try:
-        return Layered(**command_line or {})
+        return Layered(**command_line or {}), layers
     except SettingsError as error:
         raise ConfigError(str(error)) from None
     except ValidationError as error:
         raise ConfigError("\n".join(_problem(details) for details in error.errors(include_url=False))) from None
+
+
+def check_token(settings: Settings, *, on_purpose: bool) -> None:
+    """Look whether a start would find its token for TCP, and make nothing; see `tcp_token`.
+
+    Raises:
+        ConfigError: It would not.
+    """
+    path = settings.token_file or default_token_file()
+    if settings.token is None and (on_purpose or path.exists()):
+        tcp_token(settings, on_purpose=on_purpose)
 
 
 def tcp_token(settings: Settings, *, on_purpose: bool) -> str:

@@ -8,6 +8,8 @@ and every step of it is bounded:
 """
 
 import asyncio
+import errno
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from vmmd.rpc.admission import Admission
 from vmmd.rpc.call_log import CallLog
 from vmmd.rpc.caller import Caller
 from vmmd.rpc.dispatch import CallDone, Dispatcher, DispatchLimits
+from vmmd.rpc.errors import CallError
 from vmmd.rpc.handlers import About, Core, execute
 from vmmd.rpc.journal import Journal
 from vmmd.rpc.metrics import Gauges, Metrics
@@ -41,6 +44,7 @@ from vmmd.rpc.websocket import WebSocketLimits
 _CLOSE_S = 5.0
 _LINGER_S = 2.0
 
+_DRAINING = "the daemon is shutting down and takes no new calls; nothing was done"
 _BECAME = "was rolled back when the daemon was told to stop"
 
 _log = structlog.get_logger()
@@ -114,6 +118,9 @@ class Service:
             observer=journal,
         )
         self._inside = self._make_inside(kvm, journal)
+        # What is there now stays: the collector need not look through all of it again and again while calls go on.
+        gc.collect()
+        gc.freeze()
         self._traffic.phase = Phase.READY
 
     def observe_lag(self, lag_s: float) -> None:
@@ -125,6 +132,7 @@ class Service:
         """End everything."""
         self._traffic.phase = Phase.DRAINING
         if self._inside is not None:
+            self._inside.dispatcher.close(CallError(errno.ESHUTDOWN, _DRAINING, {"errno": "ESHUTDOWN"}))
             await self._end_guests(self._inside.core)
             await self._traffic.idle(_CLOSE_S)
             self._inside.call_log.close()

@@ -152,7 +152,7 @@ async def measure() -> Table:
     with server("-m", "tests.benchmarks.bare_server") as bare, vmmd() as daemon:
         versions = [[body("kvm.get_api_version")]] * CONNECTIONS
         changes = slot_changes(daemon)
-        for framing in (Http(),):
+        for framing in (Http(), WebSocket()):
             for bodies in (versions, changes):
                 side_by_side(table, bare, daemon, framing, bodies)
         runs = under_guests(daemon)

@@ -1,4 +1,4 @@
-"""Clients that cost little, so that what is measured is the server: ready-made bytes out, lengths looked at on the way in."""
+"""Clients that cost little, so that the server is measured: ready-made bytes go out, lengths are looked at."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class _Caller:
 
 
 def drive(path: Path, framing: Framing, bodies: Sequence[Sequence[bytes]], seconds: float) -> list[float]:
-    """Let as many connections as there are lists of bodies call for a while, each its own in turn; give all latencies."""
+    """Let a connection a list of bodies call for a while, each its own in turn; give all latencies."""
     callers = [_Caller(connect(path, framing), framing, own) for own in bodies]
     with selectors.DefaultSelector() as selector:
         for caller in callers:

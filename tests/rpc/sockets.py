@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import ClientWebSocketResponse, WSMsgType
 from aiohttp.test_utils import TestClient, TestServer
 
-from tests.rpc.wire import Wire, request
+from tests.rpc.wire import Wire, open_traffic, request
 from vmmd.rpc.server import TcpGuard, make_app
 from vmmd.rpc.websocket import WebSocketLimits
 
@@ -73,7 +73,13 @@ class Socket:
 @asynccontextmanager
 async def serving(wire: Wire, guard: TcpGuard | None = None, **limits: int) -> AsyncIterator[TestClient]:
     """Serve the core of a `Wire`."""
-    app = make_app(wire.dispatcher.dispatch, version="1.2.3", limits=replace(LIMITS, **limits), guard=guard)
+    app = make_app(
+        wire.dispatcher.dispatch,
+        limits=replace(LIMITS, **limits),
+        body_wait_ms=10_000,
+        guard=guard,
+        traffic=open_traffic(),
+    )
     async with TestClient(TestServer(app, handler_cancellation=True)) as client:
         yield client
 

@@ -10,10 +10,10 @@ import pytest
 import structlog
 from aiohttp.test_utils import TestClient, TestServer
 
+from tests.rpc.wire import open_traffic
 from vmmd.rpc.caller import Caller
 from vmmd.rpc.pages import page_routes
 from vmmd.rpc.server import REQUEST_ID, TcpGuard, make_app
-from vmmd.rpc.traffic import Phase, Traffic
 from vmmd.rpc.websocket import WebSocketLimits
 
 TOKEN = "a token of some length"  # noqa: S105  (the tests' own)
@@ -36,12 +36,6 @@ class Echo:
         return body or None
 
 
-def ready() -> Traffic:
-    traffic = Traffic(calls_in_flight_per_client=2)
-    traffic.phase = Phase.READY
-    return traffic
-
-
 async def no_metrics() -> bytes:
     return b""
 
@@ -54,8 +48,8 @@ async def serving(guard: TcpGuard | None = GUARD, *, body_bytes: int = 1000) -> 
         limits=replace(LIMITS, body_bytes=body_bytes),
         body_wait_ms=10_000,
         guard=guard,
-        traffic=ready(),
-        pages=page_routes("1.2.3", ready(), no_metrics),
+        traffic=open_traffic(),
+        pages=page_routes("1.2.3", open_traffic(), no_metrics),
     )
     async with TestClient(TestServer(app)) as client:
         yield client, echo
@@ -225,7 +219,7 @@ async def test_whoever_answers_is_told_when_the_client_has_gone() -> None:
         told.set()
         return None
 
-    app = make_app(dispatch, limits=LIMITS, body_wait_ms=10_000, guard=None, traffic=ready())
+    app = make_app(dispatch, limits=LIMITS, body_wait_ms=10_000, guard=None, traffic=open_traffic())
     async with asyncio.timeout(10), TestClient(TestServer(app)) as client:
         call = asyncio.create_task(client.post("/rpc", data=b"1", headers=JSON))
         await asked.wait()

@@ -6,9 +6,17 @@ from typing import Any
 from vmmd.rpc.caller import Caller
 from vmmd.rpc.dispatch import Dispatcher
 from vmmd.rpc.scope import BodyScope
+from vmmd.rpc.traffic import Phase, Traffic
 
 PAGE = 4096
 REPLY_BYTES = 1 << 16
+
+
+def open_traffic() -> Traffic:
+    """Give traffic that takes calls."""
+    traffic = Traffic(calls_in_flight_per_client=2)
+    traffic.phase = Phase.READY
+    return traffic
 
 
 class Failed(Exception):  # noqa: N818  (it is an answer)

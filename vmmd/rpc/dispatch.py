@@ -139,6 +139,11 @@ class Dispatcher(Generic[ScopeT]):
         self._scope = scope
         self._limits = limits
         self._observe = observe
+        self._closed: CallError | None = None
+
+    def close(self, error: CallError) -> None:
+        """Answer every call from now on with this error."""
+        self._closed = error
 
     async def dispatch(self, body: bytes, caller: Caller) -> bytes | None:
         """Answer one body.
@@ -245,6 +250,8 @@ class Dispatcher(Generic[ScopeT]):
             # The specification answers these with a null id; one that can be told is more use to the caller.
             return _Refusal(request_id or b"null", CallError(INVALID_REQUEST, problem))
         method = self._methods.get(value["method"])
+        if self._closed is not None:
+            return _Refusal(request_id, self._closed, method)
         if method is None:
             inside = named_hold(value.get("params"))
             error = CallError(METHOD_NOT_FOUND, self._no_method(value["method"]), inside=inside)

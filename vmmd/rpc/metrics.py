@@ -22,6 +22,7 @@ from vmmd.api.errors import (
     errno_name,
 )
 from vmmd.kvm.vcpu import Stats
+from vmmd.rpc.call_durations import CallDurations
 from vmmd.rpc.dispatch import CallDone
 from vmmd.rpc.errors import CallError
 from vmmd.rpc.handlers.registry import Core
@@ -39,7 +40,6 @@ _OUTCOMES = {
     INTERNAL_ERROR: "internal_error",
 }
 
-_CALL_BUCKETS_S = (20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 1.0, 10.0)
 _PAUSE_BUCKETS_S = (10e-6, 20e-6, 30e-6, 50e-6, 75e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 0.1, 1.0)
 _LAG_BUCKETS_S = (0.5e-3, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.5, 1.0)
 
@@ -68,16 +68,8 @@ class Metrics:
     def __init__(self, core: Core, gauges: Gauges) -> None:
         self._core = core
         self._registry = registry = CollectorRegistry()
-        self._calls = Counter(
-            "vmmd_rpc_calls", "Calls by method, and by what they answered.", ["method", "outcome"], registry=registry
-        )
-        self._call_s = Histogram(
-            "vmmd_rpc_call_seconds",
-            "How long calls took, from their turn in the body to their result.",
-            ["method"],
-            buckets=_CALL_BUCKETS_S,
-            registry=registry,
-        )
+        self._calls = CallDurations()
+        registry.register(self._calls)
         self._refusals = Counter(
             "vmmd_http_refusals",
             "HTTP requests that were refused before their body was looked at.",
@@ -113,19 +105,12 @@ class Metrics:
         self._guests = _Guests(core)
         registry.register(self._guests)
         ProcessCollector(registry=registry)
-        # A child that was looked up once is found by one look into a dictionary.
-        self._children: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
 
     def observe_calls(self, calls: Sequence[CallDone]) -> None:
         """Take note of the calls of a body, and of the kicks and pauses in it."""
         for call in calls:
-            key = (UNKNOWN_METHOD if call.method is None else call.method.name, _outcome(call.error))
-            found = self._children.get(key)
-            if found is None:
-                found = self._children[key] = self._calls.labels(*key), self._call_s.labels(key[0])
-            found[0].inc()
-            if call.duration_ns:
-                found[1].observe(call.duration_ns / 1e9)
+            method = UNKNOWN_METHOD if call.method is None else call.method.name
+            self._calls.add(method, "ok" if call.error is None else _outcome(call.error), call.duration_ns)
         self._take(self._core.timings)
 
     def observe_refusal(self, status: int) -> None:
@@ -194,8 +179,6 @@ class _Guests(Collector):
         yield exits
 
 
-def _outcome(error: CallError | None) -> str:
-    """Give the label for what a call answered: "ok", an errno's name, or the name of one of JSON-RPC's codes."""
-    if error is None:
-        return "ok"
+def _outcome(error: CallError) -> str:
+    """Give the label for what a call failed with: an errno's name, or the name of one of JSON-RPC's codes."""
     return _OUTCOMES.get(error.code) or errno_name(error.code) or "error"

@@ -20,7 +20,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from vmmd.rpc.caller import Caller
-from vmmd.rpc.traffic import Traffic, client_of
+from vmmd.rpc.traffic import Traffic
 from vmmd.rpc.websocket import Dispatch, WebSocketLimits, WebSockets
 
 REQUEST_ID = "X-Request-Id"
@@ -117,7 +117,7 @@ def make_app(
 
     async def rpc(request: web.Request) -> web.Response:
         _check_content_type(request)
-        client = client_of(request)
+        client = traffic.client_of(request)
         traffic.enter(client)
         try:
             body = await _read_body(request, limits.body_bytes, body_wait_ms)

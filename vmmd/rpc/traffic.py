@@ -13,6 +13,7 @@ import struct
 from collections import Counter
 from collections.abc import Hashable
 from enum import Enum
+from weakref import WeakKeyDictionary
 
 from aiohttp import hdrs, web
 
@@ -45,6 +46,7 @@ class Traffic:
         self.in_flight = 0
         self._most = calls_in_flight_per_client
         self._by_client: Counter[Hashable] = Counter()
+        self._clients: WeakKeyDictionary[asyncio.BaseTransport, Hashable] = WeakKeyDictionary()
         self._idle: asyncio.Future[None] | None = None
 
     def check_open(self) -> None:
@@ -92,6 +94,16 @@ class Traffic:
             self._idle.set_result(None)
             self._idle = None
 
+    def client_of(self, request: web.Request) -> Hashable:
+        """Tell who asks. A connection's client stays what it is, so it is asked for once."""
+        transport = request.transport
+        if transport is None:
+            return None
+        client = self._clients.get(transport)
+        if client is None:
+            client = self._clients[transport] = _client_at(transport)
+        return client
+
     async def idle(self, timeout_s: float) -> bool:
         """Wait until no call is under way; tell whether it came to that in so many seconds."""
         if not self.in_flight:
@@ -102,12 +114,11 @@ class Traffic:
         return bool(done)
 
 
-def client_of(request: web.Request) -> Hashable:
-    """Tell who asks: the process at the other end of a UNIX socket, or the address at that of a TCP connection."""
-    transport = request.transport
-    connection = transport.get_extra_info("socket") if transport is not None else None
+def _client_at(transport: asyncio.BaseTransport) -> Hashable:
+    """Tell who is at the other end: the process of a UNIX socket, or the address of a TCP connection."""
+    connection = transport.get_extra_info("socket")
     if connection is not None and connection.family == socket.AF_UNIX:
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
         pid, _uid, _gid = _PEER_CREDENTIALS.unpack(credentials)
         return int(pid)
-    return request.remote
+    return str(transport.get_extra_info("peername")[0])
