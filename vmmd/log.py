@@ -12,6 +12,7 @@ from collections.abc import MutableMapping
 from typing import Any, Literal, TextIO
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
 
 # Control characters, line and paragraph separators, marks that turn the direction of writing, lone surrogates.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -54,6 +55,12 @@ def configure(level: str, form: Literal["auto", "console", "json"]) -> None:
     )
     logging.basicConfig(level=number, handlers=[handler], force=True)
     logging.captureWarnings(True)
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Tell whether a line is of what went wrong here: what is no HTTP was answered, and peers could fill the log."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
 
 
 def printable(text: str) -> str:

@@ -80,7 +80,7 @@ async def end_running(system: System, vm: Vm, *, held: bool = False) -> None:
     await progress(vm.vcpus[0])
     if held:
         await vm.kick_all_running_vcpus("last", wait_ms=30_000)
-        slot = vm.memslot(1)
+        slot = vm.memslots.get(1)
         assert slot is not None
         await vm.unmap_host_memory(slot.userspace_addr, slot.memory_size // 2, hold="last")
     await system.destroy_vm(vm.id)

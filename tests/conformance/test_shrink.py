@@ -62,7 +62,7 @@ class LosesTheTail(InProcess):
 
 class RefusesToMoveOverItself(InProcess):
     async def set_user_memory_region(self, slot: int, flags: int, gpa: int, size: int, hva: int) -> None:
-        old = self._vm.memslot(slot)
+        old = self._vm.memslots.get(slot)
         if old is not None and (flags, size, hva) == (old.flags, old.memory_size, old.userspace_addr):
             by = abs(gpa - old.guest_phys_addr)
             if 0 < by < size and by % PAGE_SIZE == 0:

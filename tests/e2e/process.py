@@ -19,7 +19,7 @@ ENDLESS = "1: addi a0, a0, 1\n   j 1b"
 class Daemon:
     """A process of `vmmd serve`, and sessions that speak with it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, socket: Path, tcp: str | None) -> None:
+    def __init__(self, process: Any, socket: Path, tcp: str | None) -> None:
         self.process = process
         self.socket = socket
         self.tcp = tcp

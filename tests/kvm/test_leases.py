@@ -39,7 +39,7 @@ async def test_what_was_done_inside_is_rolled_back(vm: Vm) -> None:
     await vm.set_user_memory_region(1, 0, 0x20_0000, 4096, mapped, hold="hold")
     await released(vm)
     assert [slot.slot for slot in vm.memory_regions()[1]] == [0]
-    assert vm.memslot(0).userspace_addr == base
+    assert vm.memslots.get(0).userspace_addr == base
     assert vm.generation > generation
     assert await vm.get_dirty_log(0) == dirty
     with refusal(errno.EFAULT):
@@ -111,7 +111,7 @@ async def test_a_call_under_way_ends_before_the_rollback(vm: Vm) -> None:
     with refusal(errno.ECANCELED) as ended:
         await vm.resume_all_kicked_vcpus("hold")
     assert ended.value.data["became"] == "was left"
-    assert vm.memslot(0).userspace_addr == base
+    assert vm.memslots.get(0).userspace_addr == base
 
 
 async def test_whoever_waits_in_line_gets_his_turn_when_a_lease_runs_out(vm: Vm) -> None:

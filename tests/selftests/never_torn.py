@@ -211,7 +211,7 @@ class Stress:
     async def plain_change(self) -> None:
         """Change a slot that nobody uses, without a hold."""
         size = self._draw.choice([0, PAGE_SIZE])
-        set_already = self._vm.memslot(SPARE) is not None
+        set_already = self._vm.memslots.get(SPARE) is not None
         if size or set_already:
             gpa = SPARE_GUEST + self._draw.randrange(16) * PAGE_SIZE if size else 0
             await self._vm.set_user_memory_region(SPARE, 0, gpa, size, self._spare if size else 0)

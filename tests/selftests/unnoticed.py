@@ -163,7 +163,7 @@ async def dirty_bits(system: System, changes: int) -> Vm:
         while vm.generation - made < changes:
             epoch += 1
             group = groups[(epoch - 1) % len(groups)]
-            if vm.memslot(2) is not None:
+            if vm.memslots.get(2) is not None:
                 assert pages_of(await vm.get_dirty_log(2)) == set(), "bits in an alias that nobody stores through"
             if epoch // len(groups) % 2:
                 await share(vm, epoch)

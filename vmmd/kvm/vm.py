@@ -94,10 +94,6 @@ class Vm:
         """The slot table of now."""
         return self._memory.view.memslots
 
-    def memslot(self, slot: int) -> Memslot | None:
-        """Return the slot of that id, if it is set."""
-        return self._memory.view.memslots.get(slot)
-
     def memory_regions(self, first: int = 0, count: int | None = None) -> tuple[int, list[Memslot]]:
         """Return the generation, and at most `count` slots from the `first` on, in the order of their ids."""
         end = None if count is None else first + count

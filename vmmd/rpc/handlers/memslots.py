@@ -93,7 +93,7 @@ async def _get_dirty_log(core: Core, params: memslots.GetDirtyLogParams, scope: 
 
 def _size_of_log(vm: Vm, params: memslots.GetDirtyLogParams) -> int:
     """Give the bytes that are asked for; 0 where the core refuses, whose error comes before one of the reply's room."""
-    slot = vm.memslot(params.slot)
+    slot = vm.memslots.get(params.slot)
     log = slot.dirty.bitmap if slot is not None and slot.dirty is not None else None
     if log is None:
         return 0

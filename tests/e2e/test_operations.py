@@ -1,0 +1,256 @@
+"""A daemon in production: what it tells its service manager and its monitoring, and how it ends."""
+
+import asyncio
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.e2e.process import TOKEN, Daemon, call, endless_vm, environment, launch, request, serving
+
+CONFIG = Path(__file__).parents[2] / "config"
+EVALUATED = {"VMMD_ENGINE": "evaluated"}
+
+# The process is what the service manager would start: the sockets from 3 on, and its own pid in the environment.
+ACTIVATED = """
+import os, sys
+descriptors = [int(word) for word in sys.argv[1].split(",")]
+for target, descriptor in enumerate(descriptors, 3):
+    os.dup2(descriptor, target, inheritable=True)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(descriptors)), LISTEN_FDNAMES=sys.argv[2])
+os.execv(sys.executable, [sys.executable, "-m", "vmmd", "serve", *sys.argv[3:]])
+"""
+
+
+async def page(session: aiohttp.ClientSession, path: str) -> tuple[int, str]:
+    async with session.get(path) as response:
+        return response.status, await response.text()
+
+
+async def test_monitoring_reads_health_readiness_and_metrics_on_the_socket(tmp_path: Path) -> None:
+    async with serving(tmp_path, **EVALUATED) as daemon, daemon.session() as session:
+        await call(session, "kvm.create_vm")
+        assert (await page(session, "/healthz"))[0] == 200
+        assert await page(session, "/readyz") == (200, '{"status": "ready"}')
+        status, text = await page(session, "/metrics")
+        assert status == 200
+        assert 'vmmd_rpc_calls_total{method="kvm.create_vm",outcome="ok"} 1.0' in text
+        assert "vmmd_vms 1.0" in text
+        assert "vmmd_connections 1.0" in text
+        async with session.post("/rpc", data="{}", headers={"Content-Type": "text/plain"}):
+            pass
+        assert 'vmmd_http_refusals_total{status="415"} 1.0' in (await page(session, "/metrics"))[1]
+
+
+async def test_over_tcp_metrics_want_the_token(tmp_path: Path) -> None:
+    async with serving(tmp_path, "--port", "0", **EVALUATED) as daemon, aiohttp.ClientSession(daemon.tcp) as session:
+        assert (await page(session, "/metrics"))[0] == 401
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        async with session.get("/metrics", headers=bearer) as response:
+            assert response.status == 200
+
+
+@asynccontextmanager
+async def draining(folder: Path) -> AsyncIterator[tuple[Daemon, aiohttp.ClientSession, asyncio.Task[Any], str]]:
+    """Give a daemon that was told to stop and has a minute for a call that waits; its session, that call and its VM."""
+    async with serving(folder, **EVALUATED, VMMD_LIMITS__DRAIN_MS="60000") as daemon, daemon.session() as session:
+        vm = await endless_vm(session)
+        waiting = asyncio.create_task(ask(session, request("vcpu.run", vm=vm, vcpu=0)))
+        async with asyncio.timeout(20):
+            while not (await call(session, "vcpu.get_stats", vm=vm, vcpu=0))["instructions"]:
+                pass
+            await call(session, "vm.kick_all_running_vcpus", vm=vm, hold="left open", lease_ms=60_000)
+            daemon.process.send_signal(signal.SIGTERM)
+            while (await page(session, "/readyz"))[0] == 200:
+                pass
+        yield daemon, session, waiting, vm
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def ask(session: aiohttp.ClientSession, body: Any) -> Any:
+    async with session.post("/rpc", json=body) as response:
+        return await response.json()
+
+
+async def test_while_it_drains_new_calls_are_refused_and_it_says_so(tmp_path: Path) -> None:
+    async with draining(tmp_path) as (_, session, waiting, vm):
+        async with session.post("/rpc", json=request("vm.get_stats", vm=vm)) as response:
+            assert response.status == 503
+            assert "shutting down" in await response.text()
+        assert await page(session, "/readyz") == (503, '{"status": "draining"}')
+        assert (await page(session, "/healthz"))[0] == 200
+        metrics = (await page(session, "/metrics"))[1]
+        assert 'vmmd_holds_ended_total{outcome="lapsed"} 1.0' in metrics
+        assert "vmmd_holds_open 0.0" in metrics
+        assert not waiting.done()
+
+
+async def test_the_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    async with draining(tmp_path) as (daemon, _, waiting, _):
+        assert not waiting.done()
+        daemon.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            assert await daemon.process.wait() == -signal.SIGTERM
+
+
+async def test_a_websocket_is_told_that_the_daemon_goes(tmp_path: Path) -> None:
+    async with serving(tmp_path, **EVALUATED) as daemon, daemon.session() as session, session.ws_connect("/ws") as ws:
+        await ws.send_json(request("kvm.get_api_version"))
+        assert (await ws.receive_json())["result"] == 12
+        daemon.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            message = await ws.receive()
+        assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.GOING_AWAY)
+
+
+async def test_a_name_with_newlines_and_controls_makes_no_line_of_its_own(tmp_path: Path) -> None:
+    hostile = '\n{"event":"daemon.ready"}\r\x1b[2J\u2028\u202e'
+    async with serving(tmp_path, **EVALUATED, VMMD_LOG__LEVEL="debug") as daemon:
+        async with daemon.session() as session:
+            await call(session, "kvm.create_vm", name=hostile)
+            await ask(session, request("vm.get_stats", vm=hostile))
+            await ask(session, request(hostile))
+        _, log = await daemon.stop()
+    assert [line["event"] for line in log].count("daemon.ready") == 1
+
+
+async def test_the_service_manager_is_told_of_start_life_and_end(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+        loop = asyncio.get_running_loop()
+
+        async def next_with(word: str) -> str:
+            async with asyncio.timeout(20):
+                while word not in (message := (await loop.sock_recv(manager, 4096)).decode()):
+                    pass
+            return message
+
+        async with serving(tmp_path, **EVALUATED, **told) as daemon:
+            assert str(daemon.socket) in await next_with("READY=1")
+            await next_with("WATCHDOG=1")
+            await next_with("WATCHDOG=1")
+            code, _ = await daemon.stop()
+            await next_with("STOPPING=1")
+        assert code == 0
+
+
+async def activated(folder: Path, sockets: dict[str, socket.socket], *arguments: str) -> asyncio.subprocess.Process:
+    """Start a daemon with sockets that are bound already."""
+    descriptors = [passed.fileno() for passed in sockets.values()]
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", ACTIVATED, ",".join(map(str, descriptors)), ":".join(sockets), *arguments),
+        env=environment(folder, **EVALUATED),
+        pass_fds=descriptors,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def test_sockets_that_were_passed_are_served_and_their_file_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "passed.sock"
+    with socket.socket(socket.AF_UNIX) as unix, socket.create_server(("127.0.0.1", 0)) as tcp:
+        unix.bind(str(path))
+        unix.listen()
+        port = tcp.getsockname()[1]
+        process = await activated(tmp_path, {"tcp": tcp, "unix": unix})
+        assert process.stdout is not None
+        async with asyncio.timeout(30):
+            assert (await process.stdout.readline()).decode() == f"unix://{path} http://127.0.0.1:{port}\n"
+        daemon = Daemon(process, path, f"http://127.0.0.1:{port}")
+        async with daemon.session() as session:
+            assert await call(session, "kvm.get_api_version") == 12
+        async with aiohttp.ClientSession(daemon.tcp) as session:
+            assert (await page(session, "/"))[0] == 401
+        code, _ = await daemon.stop()
+    assert code == 0
+    assert path.exists()
+
+
+@pytest.mark.parametrize(("name", "said"), [("web", "FileDescriptorName="), ("tcp", "no listening stream socket")])
+async def test_a_socket_that_is_not_what_its_name_says_is_refused(tmp_path: Path, name: str, said: str) -> None:
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "passed.sock"))
+        unix.listen()
+        process = await activated(tmp_path, {name: unix})
+        _, stderr = await process.communicate()
+    assert process.returncode == 3
+    assert said in stderr.decode()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
+def test_the_units_are_what_systemd_takes(tmp_path: Path) -> None:
+    # The program's place is the distribution's matter.
+    for name in ("vmmd.service", "vmmd.socket"):
+        text = (CONFIG / name).read_text().replace("/usr/bin/vmmd", sys.executable)
+        (tmp_path / name).write_text(text)
+    units = [str(tmp_path / name) for name in ("vmmd.service", "vmmd.socket")]
+    verified = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+async def test_config_show_tells_where_each_setting_comes_from_and_hides_the_token(tmp_path: Path) -> None:
+    file = tmp_path / "vmmd.toml"
+    file.write_text("[limits]\nvms = 3\nwait_ms = 4\n")
+    arguments = ["--config", str(file), "--set", "limits.wait_ms=5"]
+    process = await launch(tmp_path, "config", "show", "--json", *arguments, VMMD_LIMITS__BATCH_CALLS="6")
+    table = json.loads((await process.communicate())[0])
+    assert process.returncode == 0
+    assert table["limits.vms"] == {"value": 3, "source": "file"}
+    assert table["limits.wait_ms"] == {"value": 5, "source": "command line"}
+    assert table["limits.batch_calls"] == {"value": 6, "source": "environment"}
+    assert table["limits.json_depth"]["source"] == "default"
+    assert table["token"]["source"] == "environment"
+    assert TOKEN not in json.dumps(table)
+    process = await launch(tmp_path, "config", "show", *arguments)
+    shown = (await process.communicate())[0].decode()
+    assert TOKEN not in shown
+    (tmp_path / "shown.toml").write_text(shown)
+    again = await launch(tmp_path, "config", "show", "--json", "--config", str(tmp_path / "shown.toml"))
+    settings = json.loads((await again.communicate())[0])
+    assert settings["limits.wait_ms"] == {"value": 5, "source": "file"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[limits]\nvms = 0", "limits.vms"),
+        ("unknown = 1", "unknown"),
+        ('port = 1\nhost = "0.0.0.0"', "VMMD_TOKEN"),
+        ("port = 70000", "port"),
+    ],
+)
+async def test_config_check_finds_what_a_start_would_whatever_the_environment(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    file = tmp_path / "vmmd.toml"
+    file.write_text(text)
+    process = await launch(tmp_path, "config", "check", str(file), VMMD_LIMITS__VMS="1", VMMD_PORT="1")
+    _, stderr = await process.communicate()
+    assert process.returncode == 2
+    assert said in stderr.decode()
+    good = await launch(tmp_path, "config", "check", str(CONFIG / "vmmd.toml"))
+    await good.communicate()
+    assert good.returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["vmmd.toml"]
+
+
+async def test_any_setting_can_be_set_on_the_command_line_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+    for assignment, said in (("limits.vmz=1", "limits.vmz"), ("limits.vms", "VALUE"), ("limits.vms=x", "limits.vms")):
+        process = await launch(tmp_path, "serve", "--set", assignment)
+        _, stderr = await process.communicate()
+        assert (process.returncode, said in stderr.decode()) == (2, True), assignment
+    arguments = ["--set", "limits.vms=1", "--set", "engine=evaluated"]
+    async with serving(tmp_path, *arguments) as daemon, daemon.session() as session:
+        assert (await call(session, "daemon.get_info"))["limits"]["vms"] == 1
