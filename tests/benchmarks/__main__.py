@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +27,7 @@ from tests.benchmarks import (
     pauses,
     rpc,
     scaling,
+    soak,
     stress_without_a_hold,
 )
 
@@ -42,6 +44,7 @@ BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
     "torn": never_torn.measure,
     "changes": stress_without_a_hold.measure,
     "memory": memory_goes_back.measure,
+    "soak": soak.measure,
 }
 
 
@@ -49,10 +52,14 @@ def main() -> None:
     """Run what is named, or everything."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], metavar="NAME", help=", ".join(BENCHMARKS))
+    lasts = "how long the soak lasts (default: %(default)g)"
+    parser.add_argument("--seconds", type=float, default=soak.DEFAULT_S, metavar="N", help=lasts)
+    options = parser.parse_args()
     # Where nobody watches, tables are as wide as they want to be.
     console = Console() if sys.stdout.isatty() else Console(width=160)
-    for name in parser.parse_args().names or BENCHMARKS:
-        console.print(asyncio.run(BENCHMARKS[name]()))
+    for name in options.names or BENCHMARKS:
+        measure = partial(soak.measure, options.seconds) if name == "soak" else BENCHMARKS[name]
+        console.print(asyncio.run(measure()))
 
 
 if __name__ == "__main__":

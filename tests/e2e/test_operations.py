@@ -31,6 +31,11 @@ os.execv(sys.executable, [sys.executable, "-m", "vmmd", "serve", *sys.argv[3:]])
 """
 
 
+def names(folder: Path) -> list[str]:
+    """Give the names of what lies in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 async def page(session: aiohttp.ClientSession, path: str) -> tuple[int, str]:
     async with session.get(path) as response:
         return response.status, await response.text()
@@ -243,7 +248,7 @@ async def test_config_check_finds_what_a_start_would_whatever_the_environment(
     good = await launch(tmp_path, "config", "check", str(CONFIG / "vmmd.toml"))
     await good.communicate()
     assert good.returncode == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["vmmd.toml"]
+    assert names(tmp_path) == ["vmmd.toml"]
 
 
 async def test_any_setting_can_be_set_on_the_command_line_and_a_wrong_one_is_named(tmp_path: Path) -> None:

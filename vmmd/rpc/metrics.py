@@ -5,6 +5,7 @@ anyway is read when somebody asks. Every label has few values: a method that is 
 so is whatever else a caller could make up. VMs have no label: callers name them.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -102,6 +103,8 @@ class Metrics:
         Gauge("vmmd_rpc_in_flight", "Bodies that are being read or answered.", registry=registry).set_function(
             gauges.calls_in_flight
         )
+        tasks = Gauge("vmmd_event_loop_tasks", "Tasks of the event loop.", registry=registry)
+        tasks.set_function(lambda: len(asyncio.all_tasks()))
         self._guests = _Guests(core)
         registry.register(self._guests)
         ProcessCollector(registry=registry)
