@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from aiohttp.http_exceptions import BadHttpMessage
 
 from vmmd import log
 
@@ -51,3 +52,32 @@ def test_an_exception_is_written_without_local_variables(capsys: pytest.CaptureF
     written = capsys.readouterr().err
     assert "ValueError" in written
     assert "hunter2" not in written
+
+
+@pytest.mark.parametrize("hostile", ["a\nb", "\x1b[2J", "\r", "\x85", "\u2028", "\u202e", "\ud800", "\x00"])
+def test_no_text_ends_its_line_or_moves_the_cursor(capsys: pytest.CaptureFixture[str], hostile: str) -> None:
+    for form in ("json", "console"):
+        log.configure("info", form)  # type: ignore[arg-type]
+        structlog.get_logger().info("rpc.call", vm=hostile, nested={hostile: [hostile]})
+        logging.getLogger("a.library").warning("met %s", hostile)
+        try:
+            raise ValueError(hostile)
+        except ValueError:
+            structlog.get_logger().exception("rpc.call")
+        written = capsys.readouterr().err
+        assert hostile not in written.replace("\n", "") if hostile != "a\nb" else "a\nb" not in written
+        # Every line is one that was meant: a traceback's have a bar before them.
+        starts = [line for line in written.split("\n") if line and not line.startswith("  | ")]
+        assert len(starts) == 3, written
+
+
+def test_what_peers_send_that_is_no_http_does_not_fill_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("info", "json")
+    server = logging.getLogger("aiohttp.server")
+    for error in (BadHttpMessage("nonsense"), ValueError("ours")):
+        try:
+            raise error
+        except (BadHttpMessage, ValueError):
+            server.exception("Error handling request")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ours" in line

@@ -14,6 +14,7 @@ from tests.rpc.wire import open_traffic
 from vmmd.rpc.caller import Caller
 from vmmd.rpc.pages import page_routes
 from vmmd.rpc.server import REQUEST_ID, TcpGuard, make_app
+from vmmd.rpc.traffic import Phase
 from vmmd.rpc.websocket import WebSocketLimits
 
 TOKEN = "a token of some length"  # noqa: S105  (the tests' own)
@@ -225,3 +226,22 @@ async def test_whoever_answers_is_told_when_the_client_has_gone() -> None:
         await asked.wait()
         call.cancel()
         await told.wait()
+
+
+@pytest.mark.parametrize(("phase", "said"), [(Phase.STARTING, "starting"), (Phase.DRAINING, "shutting down")])
+async def test_before_the_start_and_behind_the_end_calls_are_refused_and_readiness_says_so(
+    phase: Phase, said: str
+) -> None:
+    traffic = open_traffic()
+    traffic.phase = phase
+    echo = Echo()
+    pages = page_routes("1.2.3", traffic, no_metrics)
+    app = make_app(echo, limits=LIMITS, body_wait_ms=10_000, guard=None, traffic=traffic, pages=pages)
+    async with TestClient(TestServer(app)) as client:
+        for answer in (await client.post("/rpc", data=b"1", headers=JSON), await client.get("/ws")):
+            assert (answer.status, said in await answer.text()) == (503, True)
+            assert answer.headers["Retry-After"] == "1"
+        assert (await client.get("/readyz")).status == 503
+        assert (await client.get("/healthz")).status == 200
+    assert echo.bodies == []
+    assert traffic.in_flight == 0
