@@ -237,7 +237,7 @@ class Dispatcher(Generic[ScopeT]):
             raise failure from None
         finally:
             duration_ns = time.perf_counter_ns() - start
-            done.append(CallDone(call.method, getattr(call.params, "vm", None), duration_ns, failure, cause))
+            done.append(CallDone(call.method, vars(call.params).get("vm"), duration_ns, failure, cause))
         return result
 
     def _check(self, value: Any, began_s: float) -> _Call | _Refusal:

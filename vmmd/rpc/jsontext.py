@@ -70,7 +70,7 @@ def encode(value: Any) -> bytes:
     """
     if isinstance(value, Verbatim):
         return value.text.encode("ascii")
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return _ENCODER.encode(value).encode("ascii")
 
 
 def _check_depth(text: str, max_depth: int) -> None:
@@ -114,6 +114,8 @@ def _no_constant(name: str) -> NoReturn:
     raise JsonError(f"{name} is no JSON number")
 
 
+# `json.dumps` would make an encoder for every value.
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_members, parse_float=Verbatim, parse_int=_integer, parse_constant=_no_constant
 )

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from vmmd.api.methods import METHODS, Method
-from vmmd.api.types import ChangeOptions, GateOptions, Params, RequestOptions
+from vmmd.api.types import GateOptions, Params, RequestOptions
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.hold import RESUMED
 from vmmd.rpc.handlers import events, holds, isa, machine, memory, memslots, system, vcpus
@@ -78,8 +78,9 @@ def _stands(core: Core, params: Any) -> bool:
 
 def _check_generation(core: Core, method: Method, params: Params) -> None:
     # A gated call is checked at the gate, behind its wait.
-    if not method.gated and isinstance(params, ChangeOptions) and params.if_generation is not None:
-        core.vm(params).check_generation(params.if_generation)
+    if_generation: int | None = vars(params).get("if_generation")
+    if if_generation is not None and not method.gated:
+        core.vm(params).check_generation(if_generation)
 
 
 def _fail_hold(core: Core, params: Params, error: KvmError) -> None:
