@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from tests.rpc.edge_cases import CASES, Case, shape
 from tests.rpc.toys import Bench
+from tests.rpc.wire import open_traffic
 from vmmd.api.errors import INVALID_PARAMS
 from vmmd.rpc.server import make_app
 from vmmd.rpc.websocket import WebSocketLimits
@@ -29,7 +30,7 @@ BEHIND = '{"id":"behind"}'
 
 @asynccontextmanager
 async def serving(bench: Bench) -> AsyncIterator[TestClient[Any, Any]]:
-    app = make_app(bench.dispatcher.dispatch, version="1.2.3", limits=LIMITS, guard=None)
+    app = make_app(bench.dispatcher.dispatch, limits=LIMITS, body_wait_ms=10_000, guard=None, traffic=open_traffic())
     async with TestClient(TestServer(app)) as client:
         yield client
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.rpc.conftest import REQUESTS
 from vmmd.api.methods import METHODS
 from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
@@ -15,7 +16,9 @@ from vmmd.machine.machine import Machines
 from vmmd.rpc.caller import Caller
 from vmmd.rpc.dispatch import Dispatcher, DispatchLimits
 from vmmd.rpc.handlers import About, Core, execute
+from vmmd.rpc.journal import Journal
 from vmmd.rpc.metrics import Gauges, Metrics
+from vmmd.rpc.requests import Requests
 from vmmd.rpc.scope import BodyScope
 
 COUNT_TO_TEN = "li a0, 10\n1: addi a0, a0, -1\n bnez a0, 1b\n sd a0, 0(s0)"
@@ -66,9 +69,10 @@ def labels_key(labels: dict[str, str]) -> tuple[tuple[str, str], ...]:
 @pytest.fixture
 async def measured() -> AsyncIterator[Measured]:
     limits = Limits(guest_memory_bytes=1 << 24, vms=3, vcpus_per_vm=4, wait_ms=50, max_wait_ms=1000)
-    kvm = System(engine="evaluated", cache_dir=None, workers=1, limits=limits)
+    journal = Journal(100)
+    kvm = System(engine="evaluated", cache_dir=None, workers=1, limits=limits, observer=journal)
     machines = Machines(kvm)
-    yield Measured(Core(kvm, machines, About("1.2.3", "evaluated", 0, {})))
+    yield Measured(Core(kvm, machines, About("1.2.3", "evaluated", 0, {}), journal, Requests(REQUESTS)))
     await machines.close()
     await kvm.close()
 
