@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 
 from tests.api.schemas import validator
-from tests.e2e.test_serve import call, request, serving
+from tests.e2e.process import call, request, serving
 from vmmd.api.methods import METHODS
 from vmmd.api.openrpc import document
 

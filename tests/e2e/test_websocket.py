@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.e2e.test_serve import call, endless_vm, give_endless_guest, request, serving
+from tests.e2e.process import call, endless_vm, give_endless_guest, request, serving
 
 CLIENT = """
 import asyncio, sys, aiohttp

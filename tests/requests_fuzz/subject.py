@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.e2e.test_serve import Daemon, call, serving
+from tests.e2e.process import Daemon, call, serving
 from tests.requests_fuzz.values import HVA, PAGE, World
 
 JSON = {"Content-Type": "application/json"}
