@@ -1,7 +1,7 @@
 """The client library of vmmd: connection, VM, transaction.
 
 `connect` is the way in; `sync` has the same names for threads; `errors` draws the tree of what can be raised; `testing`
-has a daemon in memory for tests; `traces` reads recordings of real VMMs. The library asks a daemon and decides nothing
+has a daemon in memory for tests; `audit` reads recordings of real VMMs. The library asks a daemon and decides nothing
 in its place, and of vmmd itself it knows the wire contract alone.
 """
 

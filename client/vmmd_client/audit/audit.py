@@ -97,24 +97,25 @@ _T = TypeVar("_T")
 
 
 class _Window(Generic[_T]):
-    """Who was somewhere at any time between an update's first delete and its last call."""
+    """Who was somewhere at any time between an update's first delete and its last call.
 
-    __slots__ = ("_open", "pending", "seen")
+    Attributes:
+        is_open: whether the first delete has been.
+        seen: who was there until the last call's end.
+        pending: who counts if another call of the update ends.
+    """
+
+    __slots__ = ("is_open", "pending", "seen")
 
     def __init__(self) -> None:
-        self._open = False
+        self.is_open = False
         self.seen: dict[_T, None] = {}
         self.pending: list[_T] = []
 
-    def call_begins(self, inside: Iterable[_T]) -> None:
-        """A call of the update begins; until the first delete nobody counts who was there before it."""
-        if not self._open:
-            self.pending = list(inside)
-
     def call_ends(self, *, took_memory: bool) -> None:
         """A call of the update has ended: who came before that was there in the meantime."""
-        self._open = self._open or took_memory
-        if self._open:
+        self.is_open = self.is_open or took_memory
+        if self.is_open:
             self.seen.update(dict.fromkeys(self.pending))
         self.pending = []
 
@@ -207,10 +208,14 @@ class Audit:
             vm = key[1]
             growing = _Growing(vm, Update(call.thread, call.vm_fd, map_known=vm.unknown_since_us is None))
             self._growing[key] = growing
-        growing.runs.call_begins(
-            run for run, vm in self._inside.values() if run.thread != call.thread and (vm is None or vm is growing.vm)
-        )
-        growing.stays.call_begins(self._in_guest.values())
+        if not growing.runs.is_open:
+            # Should this call be the first delete, then whoever is there now is inside; who left before it is not.
+            growing.runs.pending = [
+                run
+                for run, vm in self._inside.values()
+                if run.thread != call.thread and (vm is None or vm is growing.vm)
+            ]
+            growing.stays.pending = list(self._in_guest.values())
 
     def _call_ends(self, event: SlotCallEnds) -> None:
         call = event.call
