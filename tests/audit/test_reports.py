@@ -125,6 +125,12 @@ def test_a_long_table_shows_what_matters_and_how_much_it_leaves_out() -> None:
     assert shown(one, every=True).count("│yes") + shown(one, every=True).count("│ yes") >= 406
 
 
+def test_of_many_vms_the_later_ones_have_their_headline_alone() -> None:
+    one = audited(*(slot(number, 0, 0, 4096, fd=100 + number) for number in range(14)))
+    assert (shown(one).count("VM (fd"), shown(one).count("needs hold")) == (14, 12)
+    assert shown(one, every=True).count("needs hold") == 14
+
+
 EXPOSED = [slot(0, 0, 0, 4096), run(0.5, tail=UNFINISHED), slot(1, 0, 0, 0), slot(1.0015, 0, 0, 4096)]
 
 

@@ -16,6 +16,9 @@ from .updates import Update
 MOST_ROWS = 25
 """How many updates the table shows, unless all are asked for."""
 
+MOST_TABLES = 12
+"""Of how many VMs of a recording the updates are listed, unless all are asked for; the others have their headline."""
+
 
 def duration(microseconds: int) -> str:
     """Give a time as people read it: 1.69 ms, 350 µs."""
@@ -50,10 +53,10 @@ def report(audited: Audited, *, every: bool = False) -> RenderableType:
         every: whether the table shows all updates, and not only the first that matter.
     """
     parts: list[RenderableType] = [Text(printable(audited.name), style="bold")]
-    for found in audited.findings.vms:
+    for which, found in enumerate(audited.findings.vms):
         parts += [headline(audited, found), *(Text(f"  {note}", style="dim") for note in vm_notes(found))]
         rows = chosen(found, every=every)
-        if rows:
+        if rows and (every or which < MOST_TABLES):
             parts.append(table(found, rows))
             left_out = len(found.updates) - len(rows)
             if left_out:
