@@ -118,7 +118,7 @@ async def test_a_first_start_makes_a_token_file_and_its_token_opens_tcp(tmp_path
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         url = (await process.stdout.readline()).decode().split()[1]
     bearer = {"Authorization": f"Bearer {file.read_text().strip()}", "X-Request-Id": "test-1"}
     async with aiohttp.ClientSession(url, headers=bearer) as session:

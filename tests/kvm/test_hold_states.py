@@ -52,7 +52,7 @@ def test_the_table_has_every_legal_step_and_no_other() -> None:
 @pytest.mark.parametrize("pair", LEGAL, ids=names)
 def test_a_legal_step_leads_where_the_table_says(pair: tuple[State, Step]) -> None:
     state, step = pair
-    hold = Hold("a", state)
+    hold = Hold("a", state=state)
     hold.take(step)
     assert hold.state is LEGAL[pair]
 
@@ -61,7 +61,7 @@ def test_a_legal_step_leads_where_the_table_says(pair: tuple[State, Step]) -> No
 def test_an_illegal_step_is_refused_and_changes_nothing(pair: tuple[State, Step]) -> None:
     state, step = pair
     error = KvmError(errno.EEXIST, "the first error")
-    hold = Hold("a", state, kicked_at_ns=3, error=error)
+    hold = Hold("a", state=state, kicked_at_ns=3, error=error)
     before = (hold.name, hold.state, hold.kicked_at_ns, hold.undo, hold.error)
     with refusal(ERRNOS[state]) as refused:
         hold.take(step)
@@ -70,7 +70,7 @@ def test_an_illegal_step_is_refused_and_changes_nothing(pair: tuple[State, Step]
 
 
 def test_a_failed_hold_says_what_failed() -> None:
-    hold = Hold("a", State.FAILED, error=KvmError(errno.EEXIST, "the first error"))
+    hold = Hold("a", state=State.FAILED, error=KvmError(errno.EEXIST, "the first error"))
     with refusal(errno.ECANCELED) as refused:
         hold.take(Step.CALL)
     assert "the first error" in refused.value.message

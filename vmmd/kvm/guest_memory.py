@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -111,7 +111,15 @@ class GuestMemory:
         """See `Vm.write_guest_memory_list`."""
         written = access.write_guest_list(self.view, writes)
         if undo is not None:
-            undo.written.extend(written)
+            undo.written.extend(written if self.view.host is undo.host else self._there_before(written, undo))
+
+    def _there_before(self, written: Iterable[tuple[int, int]], undo: Undo) -> Iterator[tuple[int, int]]:
+        """Give the pages of written ranges whose host memory was there at the kick: the rest goes with its mapping."""
+        for start, size in written:
+            for page in range(start - start % PAGE_SIZE, start + size, PAGE_SIZE):
+                now, before = self.view.host.find(page), undo.host.find(page)
+                if now is not None and before is not None and now.mapping is before.mapping:
+                    yield page, PAGE_SIZE
 
     async def set_region(self, region: Region, undo: Undo | None) -> int:
         """See `Vm.set_user_memory_region`."""

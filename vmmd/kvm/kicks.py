@@ -64,6 +64,7 @@ class Kicks:
         self._limits = limits
         self._time_stands_still = time_stands_still
         self._lease: asyncio.TimerHandle | None = None
+        self._raw_kicks: list[asyncio.Future[None]] = []
         gate.on_idle = self._end_expired
 
     async def kick(
@@ -181,20 +182,31 @@ class Kicks:
     async def kick_raw(self) -> Kick:
         """See `Vm.kick_all_running_vcpus` without a hold."""
         start = time.monotonic_ns()
-        running = [vcpu for vcpu in self._vcpus.values() if vcpu.is_running]
-        await self._meet.stop(KVM_REQ_USERSPACE_KICK, self._meet.contexts)
-        # Most have nothing left to complete: they end here, without a worker's turn each.
-        for vcpu in running:
-            vcpu.end_kicked()
-        self._meet.wake(self._meet.contexts)
-        for vcpu in running:
-            await vcpu.run_over()
+        runs = [(vcpu, run) for vcpu in self._vcpus.values() if (run := vcpu.run_in_flight) is not None]
+        resumed = asyncio.get_running_loop().create_future()
+        self._raw_kicks.append(resumed)
+        try:
+            await self._meet.stop(KVM_REQ_USERSPACE_KICK, self._meet.contexts)
+            # Most have nothing left to complete: they end here, without a worker's turn each.
+            for vcpu, run in runs:
+                vcpu.end_kicked(run)
+            self._meet.wake(self._meet.contexts)
+            # A resume that overtakes the kick lets runs go on that have not seen it: nobody waits for those.
+            left = {run.done for _, run in runs if not run.done.done()}
+            while left and not resumed.done():
+                await asyncio.wait({*left, resumed}, return_when=asyncio.FIRST_COMPLETED)
+                left = {done for done in left if not done.done()}
+        finally:
+            self._raw_kicks.remove(resumed)
         self._gate.check_open()
-        return Kick(None, len(running), time.monotonic_ns() - start, self._generation, None)
+        return Kick(None, len(runs), time.monotonic_ns() - start, self._generation, None)
 
     def resume_raw(self) -> Resume:
         """See `Vm.resume_all_kicked_vcpus` without a hold."""
         self._meet.go(KVM_REQ_USERSPACE_KICK, self._meet.contexts)
+        for kick in self._raw_kicks:
+            if not kick.done():
+                kick.set_result(None)
         for vcpu in self._vcpus.values():
             vcpu.notice()
         return Resume(None, self._generation)

@@ -13,12 +13,9 @@ It never touches memory but through the view that it has taken.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import threading
 from collections import Counter
-from collections.abc import Callable
-from typing import Protocol
 
 from vmmd.isa.context import Context
 from vmmd.isa.engine import ContextGroup, Ran
@@ -27,7 +24,8 @@ from vmmd.isa.outcome import Halt, LostPage, Mmio, Outcome
 from vmmd.isa.stop import Stop
 from vmmd.isa.traps import interrupt_is_due, interrupt_waits, pending_word, take_interrupt
 from vmmd.kvm.errors import KvmError
-from vmmd.kvm.exits import KVM_EXIT_INTR, KVM_EXIT_UNKNOWN, DebugExit, DirtyRingFullExit, Exit, exit_of
+from vmmd.kvm.exits import KVM_EXIT_UNKNOWN, DebugExit, DirtyRingFullExit, Exit, exit_of
+from vmmd.kvm.in_flight import KVM_RUN, InFlight, Run, kicked, signalled
 from vmmd.kvm.irqchip import Irqchip
 from vmmd.kvm.rendezvous import Rendezvous
 from vmmd.kvm.requests import (
@@ -48,25 +46,12 @@ from vmmd.memory.view import View
 SLICE_INSTRUCTIONS = 400_000
 """What a vCPU runs before others may have its worker: about a millisecond."""
 
-KVM_RUN = "KVM_RUN"
-
 _SERVED = KVM_REQ_TLB_FLUSH | KVM_REQ_EVENT
 """Requests that a vCPU clears as it looks at what they tell of."""
 
 
 _WITHIN_A_TURN = (Stop.REQUEST, Stop.STALE)
 """Where the vCPU goes on at once; behind all else, others that wait may have the worker."""
-
-
-def signalled() -> KvmError:
-    """Return the error of a run that a signal ended."""
-    return KvmError(errno.EINTR, "the run was interrupted", KVM_RUN, exit_reason=KVM_EXIT_INTR)
-
-
-def kicked(exit_reason: str) -> KvmError:
-    """Return the error of a run that a raw kick ended; the reason is the round's, stored but not delivered."""
-    sentence = "the VM was kicked; KVM_RUN gives this until vm.resume_all_kicked_vcpus"
-    return KvmError(errno.EINTR, sentence, KVM_RUN, exit_reason=exit_reason, kicked=True)
 
 
 def _end(result: KvmError | Exit) -> Exit:
@@ -77,90 +62,6 @@ def _end(result: KvmError | Exit) -> Exit:
 
 class _RunIsOver(Exception):  # noqa: N818 - nothing went wrong
     """The run that a worker was with has been ended from outside."""
-
-
-class InFlight(Protocol):
-    """A KVM_RUN in flight, as workers see it.
-
-    Attributes:
-        ends_with: where it is set, the pending exit is completed, no further instruction runs, and the run ends so.
-    """
-
-    ends_with: KvmError | Exit | None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has been ended from outside, and no result is wanted."""
-
-    def keep(self) -> bool:
-        """Make the worker the one who ends the run; False where it is over."""
-
-    def finish(self, result: Exit | BaseException) -> None:
-        """Take the result; called on a worker."""
-
-
-class Run:
-    """One KVM_RUN in flight that a coroutine waits for. Either a worker ends it or the event loop, never both."""
-
-    __slots__ = ("_kept", "_token", "done", "ends_with", "loop")
-
-    def __init__(self, *, ends_with: KvmError | None) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[Exit] = self.loop.create_future()
-        self.ends_with: KvmError | Exit | None = ends_with
-        self._token = [None]
-        self._kept = False
-
-    @property
-    def is_over(self) -> bool:
-        """See `InFlight`."""
-        return not self._token and not self._kept
-
-    def keep(self) -> bool:
-        """See `InFlight`."""
-        self._kept = self._kept or self._take()
-        return self._kept
-
-    def take_back(self) -> bool:
-        """Make the event loop the one who ends the run; False where a worker has a result for it."""
-        return self._take()
-
-    def _take(self) -> bool:
-        try:
-            self._token.pop()
-        except IndexError:
-            return False
-        return True
-
-    def finish(self, result: Exit | BaseException) -> None:
-        """Hand the result to the event loop."""
-        self.loop.call_soon_threadsafe(self._deliver, result)
-
-    def _deliver(self, result: Exit | BaseException) -> None:
-        if isinstance(result, BaseException):
-            self.done.set_exception(result)
-        else:
-            self.done.set_result(result)
-
-
-class TurnRun:
-    """One KVM_RUN in flight of a cooperative VM; its result is taken on the worker."""
-
-    __slots__ = ("_take", "ends_with")
-
-    is_over = False
-
-    def __init__(self, ends_with: KvmError | None, take: Callable[[Exit | BaseException], None]) -> None:
-        self.ends_with: KvmError | Exit | None = ends_with
-        self._take = take
-
-    def keep(self) -> bool:
-        """See `InFlight`: nobody else ends it."""
-        return True
-
-    def finish(self, result: Exit | BaseException) -> None:
-        """See `InFlight`."""
-        self._take(result)
 
 
 class Runner:
@@ -241,9 +142,11 @@ class Runner:
     def take_back(self, run: Run) -> bool:
         """End a run at once, without the workers; the caller tells who waits for it.
 
-        The vCPU is kicked and outside guest mode. False where an instruction is still to be completed, or a worker has
-        a result already.
+        The vCPU is outside guest mode. False where it is not kicked any more, where an instruction is still to be
+        completed, or where a worker has a result already.
         """
+        if not self.context.record.requests & KVM_REQ_USERSPACE_KICK:
+            return False
         if self.pending is not None or run.ends_with is not None or not run.take_back():
             return False
         if self._rendezvous.unpark(self):
@@ -305,6 +208,8 @@ class Runner:
 
     def _slice(self, run: InFlight, turn: Turn) -> Exit | bool:
         """Return an exit, or whether to be queued again."""
+        if run.is_over:
+            raise _RunIsOver
         while True:
             if self.context.record.requests and self._serve_requests(run):
                 return False
@@ -328,7 +233,8 @@ class Runner:
                         return self._leave(ran, completing=completing)
                 finally:
                     self._rendezvous.engine.leave(self.context)
-            if stepping and run.ends_with is None and (ran is Stop.BUDGET or isinstance(ran, Halt)):
+            # Whatever it was stopped by: a step is over once its instruction is.
+            if stepping and run.ends_with is None and (not self.context.record.budget or isinstance(ran, Halt)):
                 return DebugExit(self.context.record.pc, None)
             # What was served inside ends a turn too: a guest that does nothing else would keep the worker for good.
             if ran not in _WITHIN_A_TURN and turn.others_wait:

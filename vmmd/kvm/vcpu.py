@@ -19,10 +19,11 @@ from vmmd.kvm import registers
 from vmmd.kvm.clock import Clock
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.exits import KVM_EXIT_INTR, KVM_EXIT_UNKNOWN, Exit
+from vmmd.kvm.in_flight import KVM_RUN, Run, TurnRun, kicked
 from vmmd.kvm.irqchip import Irqchip
 from vmmd.kvm.rendezvous import Rendezvous
 from vmmd.kvm.requests import KVM_REQ_EVENT, KVM_REQ_PAUSE, KVM_REQ_USERSPACE_KICK, SIGNAL_PENDING
-from vmmd.kvm.runner import KVM_RUN, Run, Runner, TurnRun, kicked
+from vmmd.kvm.runner import Runner
 from vmmd.kvm.uapi import (
     GUESTDBG_FLAGS,
     KVM_GUESTDBG_ENABLE,
@@ -177,10 +178,14 @@ class Vcpu:
         at_once = KvmError(errno.EINTR, "immediate_exit is set", KVM_RUN, exit_reason=self._reason)
         return at_once if self._immediate_exit else None
 
-    def end_kicked(self) -> None:
-        """End the KVM_RUN in flight as a raw kick does, if that can be done at once: see `Runner.take_back`."""
-        run = self._run
-        if run is not None and self._runner.take_back(run):
+    @property
+    def run_in_flight(self) -> Run | None:
+        """The KVM_RUN that is under way."""
+        return self._run
+
+    def end_kicked(self, run: Run) -> None:
+        """End a KVM_RUN as a raw kick does, if it is under way and can be ended at once: see `Runner.take_back`."""
+        if run is self._run and self._runner.take_back(run):
             run.done.set_exception(kicked(KVM_EXIT_UNKNOWN))
             self._over(run.done)
 
