@@ -1,4 +1,4 @@
-"""Runs that a raw kick ends while a worker still has their vCPU: no guest goes on without a KVM_RUN, no exit is lost."""
+"""Runs that a raw kick ends while a worker still has their vCPU: no guest goes on, and no exit is lost."""
 
 from __future__ import annotations
 
