@@ -1,9 +1,10 @@
 """The compiled engine's machine code: made once, kept on disk, loaded, and called through ctypes without the GIL.
 
 The object file is kept under a name made of everything that it depends on: the sources that build it, the layout of
-records, llvmlite's version, the processor. A file is loaded only if it belongs to this user, nobody else may write it
-or its folder, and its digest agrees: it is machine code. Where the folder cannot be used, code is made anew at each
-start.
+records, LLVM's version, the architecture. It is made for every processor of the architecture, so that a container image
+or a home directory can carry it from one machine to another: in the interpreter's loops the host's own instructions
+gained nothing that could be measured. A file is loaded only if it belongs to this user, nobody else may write it or its
+folder, and its digest agrees: it is machine code. Where the folder cannot be used, code is made anew at each start.
 """
 
 from __future__ import annotations
@@ -105,9 +106,7 @@ def _initialize() -> None:
 
 def _target_machine() -> llvm.TargetMachine:
     _initialize()
-    return llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
-    )
+    return llvm.Target.from_default_triple().create_target_machine(cpu="generic", opt=3, jit=True)
 
 
 def _compile(machine: llvm.TargetMachine) -> bytes:
@@ -123,8 +122,7 @@ def _fingerprint() -> str:
     here = Path(__file__).parent
     for source in _SOURCES:
         digest.update((here / f"{source}.py").read_bytes())
-    features = llvm.get_host_cpu_features().flatten()
-    for fact in (llvmlite.__version__, llvm.llvm_version_info, llvm.get_host_cpu_name(), features, platform.machine()):
+    for fact in (llvmlite.__version__, llvm.llvm_version_info, llvm.get_default_triple(), platform.machine()):
         digest.update(repr(fact).encode())
     return digest.hexdigest()[:32]
 
