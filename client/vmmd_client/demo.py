@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+from .cli.exits import TERMINATED, Terminated
 from .cli.replay import replay
 
 
@@ -12,6 +13,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         replay.main(arguments, prog_name="python -m vmmd_client.demo")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
+    except Terminated:
+        return TERMINATED
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import click
 def demo(arguments: tuple[str, ...]) -> int:
     """Replay a recorded VMM's memory map updates under running vCPUs, plain and atomic.
 
-    It starts a daemon of its own. `vmmctl demo --help` tells its options, --json-only among them.
+    It is `vmmctl replay` without a recording, and takes its options: --url is a daemon that is there.
     """
     from .. import demo as shown  # noqa: PLC0415 -- it loads what no other command needs
 

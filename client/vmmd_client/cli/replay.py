@@ -1,15 +1,15 @@
 """`vmmctl replay`: a recorded VMM's memory map updates under running vCPUs, as it made them and atomic.
 
-It starts a daemon of its own, lays out the recorded map under vCPUs that check every value they read, and replays the
-updates round after round: plain, one call after another, then atomic. Without a recording it replays the one that
-comes with the package, QEMU 7.2 booting. The last line for each recording is one JSON object; the exit status is 0
-only if atomic shows nothing and plain shows something.
+It starts a daemon of its own, or goes to one that is there, lays out the recorded map under vCPUs that check every
+value they read, and replays the updates round after round: plain, one call after another, then atomic. Without a
+recording it replays the one that comes with the package, QEMU 7.2 booting. The last line for each recording is one JSON
+object; the exit status is 0 only if atomic shows nothing and plain shows something.
 """
 
-import asyncio
 import contextlib
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -23,12 +23,14 @@ from ..audit.audit import VmFindings
 from ..audit.events import TraceError
 from ..audit.recording import audit_file
 from ..audit.updates import Update
-from ..connection import connect
-from ..errors import VmmdError
+from ..connection import Client, connect
+from ..errors import TransportError, VmmdError
 from ..layout import LayoutError
 from ..local_daemon import local_daemon
 from ..replay import Mode, Pace, Replay, ReplayError, Tally
 from ..timeline import trace_update
+from ..vm import Vm
+from .session import run
 
 SHIPPED_TRACE = "qemu-7.2-pc-boot.strace.gz"
 """The recording that comes with the package: QEMU 7.2 boots a `pc` machine with 256 MiB and two vCPUs."""
@@ -47,6 +49,7 @@ class _Options:
     updates: int
     vcpus: int
     vm: int | None
+    url: str | None
     pace: Pace
 
 
@@ -67,6 +70,7 @@ class _Options:
     type=click.FloatRange(0, 1000),
     help="Multiply the recorded times between an update's calls: its holes grow or shrink. Needs --pace recorded.",
 )
+@click.option("--url", help="A daemon that is there, unix:///path or http://… with VMMD_TOKEN (one of its own).")
 @click.option("--json", "--json-only", "json_only", is_flag=True, help="Print the last line alone: a JSON object.")
 def replay(
     traces: tuple[str, ...],
@@ -75,6 +79,7 @@ def replay(
     vm: int | None,
     pace: str,
     stretch: float | None,
+    url: str | None,
     json_only: bool,
 ) -> None:
     """Replay a recorded VMM's memory map updates under running vCPUs, plain and atomic.
@@ -92,6 +97,7 @@ def replay(
         updates=updates or (1 if recorded else 1000),
         vcpus=vcpus,
         vm=vm,
+        url=url,
         pace=Pace(recorded=recorded, stretch=1.0 if stretch is None else stretch),
     )
     click.get_current_context().exit(max(_replay_one(name, options, console) for name in traces or (None,)))
@@ -101,7 +107,7 @@ def _replay_one(name: str | None, options: _Options, console: Console) -> int:
     """Replay one recording and give its exit status."""
     try:
         found = _updates(name, options.vm)
-        plain, atomic = asyncio.run(_replay(found, options, console))
+        plain, atomic = run(_replay(found, options, console))
     except TraceError as error:
         sys.stderr.write(f"replay: {error}\n")
         return 2
@@ -133,9 +139,8 @@ def _updates(name: str | None, number: int | None) -> Sequence[Update]:
 
 
 async def _replay(found: Sequence[Update], options: _Options, console: Console) -> tuple[Tally, Tally]:
-    async with local_daemon() as url, connect(url) as vmmd:
+    async with _client(options.url) as vmmd, _a_vm(vmmd) as vm:
         info = await vmmd.daemon.get_info()
-        vm = await vmmd.kvm.create_vm("replay")
         replay = await Replay.set_up(vmmd, vm, found, vcpus=options.vcpus)
         console.print(
             f"vmmd {info.version}, engine {info.engine}: {options.vcpus} vCPUs walk over a recorded map; "
@@ -153,12 +158,30 @@ async def _replay(found: Sequence[Update], options: _Options, console: Console) 
             picture = await trace_update(vmmd, vm, range(replay.vcpus), score.regions, score.holes, mode)
             pictures.append(picture)
             await replay.wind_back()
-        await vm.destroy()
     for picture in pictures:
         console.print(report.picture(picture, console.width))
     console.print(report.legend())
     console.print(report.table(tallies["plain"], tallies["atomic"]))
     return tallies["plain"], tallies["atomic"]
+
+
+@contextlib.asynccontextmanager
+async def _client(url: str | None) -> AsyncIterator[Client]:
+    """Give a client of the daemon that was named, or of one that lives as long as the block."""
+    async with contextlib.AsyncExitStack() as stack:
+        there = await stack.enter_async_context(local_daemon()) if url is None else url
+        yield await stack.enter_async_context(connect(there, token=os.environ.get("VMMD_TOKEN")))
+
+
+@contextlib.asynccontextmanager
+async def _a_vm(vmmd: Client) -> AsyncIterator[Vm]:
+    """Give a VM that is gone behind the block, however that ends: the daemon may be others' too."""
+    vm = await vmmd.kvm.create_vm("replay")
+    try:
+        yield vm
+    finally:
+        with contextlib.suppress(TransportError):
+            await vm.destroy()
 
 
 def _complaints(plain: Tally, atomic: Tally) -> list[str]:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import click
@@ -24,6 +24,8 @@ from .exits import REFUSED, CommandError, Terminated, command_error
 from .screen import Screen
 
 _COMPLETION_TIMEOUT_S = 2.0
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ async def _connected(session: Session, function: Command, screen: Screen, parame
         return await function(client, screen, **parameters)
 
 
-def run(main: Coroutine[Any, Any, int | None]) -> int | None:
+def run(main: Coroutine[Any, Any, _Result]) -> _Result:
     """Run a coroutine to its end; Ctrl-C and SIGTERM cancel it.
 
     Raises:
@@ -128,7 +130,7 @@ def run(main: Coroutine[Any, Any, int | None]) -> int | None:
     """
     signalled = False
 
-    async def guarded() -> int | None:
+    async def guarded() -> _Result:
         task = asyncio.current_task()
 
         def terminate() -> None:
