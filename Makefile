@@ -5,10 +5,11 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test conformance fuzz fuzz-requests contract check format bench serve lock clean
+.PHONY: help setup demo test conformance fuzz fuzz-requests contract check format bench serve release test-wheel test-pythons \
+        container-test lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make the virtual environment .venv, from the pinned and hashed lock
 
@@ -57,9 +58,30 @@ bench: $(READY) ## measure: ratios within one run
 serve: $(READY) ## run the daemon with the documented default configuration
 	$(BIN)/vmmd serve --config config/vmmd.toml
 
+release: $(READY) ## build what would be published into dist, check it, and use it in an empty environment
+	$(BIN)/python -m tests.release release
+
+test-wheel: $(READY) ## run the tests against the installed wheel, away from the tree
+	$(BIN)/python -m tests.release wheel -- $(ARGS)
+
+test-pythons: $(READY) ## run a share of the tests against the wheel, with each Python from 3.11 to 3.13 that is there
+	$(BIN)/python -m tests.release pythons -- $(ARGS)
+
+container-test: $(READY) ## build the image and try compose.yaml on this machine's engine
+	$(BIN)/python -m tests.container
+
+PIP_COMPILE := pip-compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+               --no-emit-options --strip-extras --allow-unsafe
+
 lock: $(READY) ## pin the dependencies anew (needs pip-tools on the PATH)
-	pip-compile --quiet --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-emit-trusted-host --no-emit-options --strip-extras --allow-unsafe --output-file requirements.lock pyproject.toml
+	$(PIP_COMPILE) --extra dev --output-file requirements.lock pyproject.toml
+	grep -o '^[a-z0-9-]*==[^ ]*' requirements.lock > .pins
+	$(PIP_COMPILE) --no-header --no-annotate --constraint .pins --output-file runtime.lock pyproject.toml
+	$(PIP_COMPILE) --no-header --no-annotate --constraint .pins --only-build-deps --all-build-deps \
+	  --output-file build.lock pyproject.toml
+	sed -i '1i # Made by `make lock`: what the wheel needs, a part of requirements.lock.' runtime.lock
+	sed -i '1i # Made by `make lock`: what builds the wheel, a part of requirements.lock.' build.lock
+	rm .pins
 
 clean: ## remove the virtual environment and every cache in the tree
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
