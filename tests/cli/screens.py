@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 DOCUMENT = ROOT / "docs" / "vmmctl.md"
 COLUMNS = 100
 
-_BLOCK = re.compile(r"^```(console|asm)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"^```(console|asm)(?: [^\n]*)?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _COMMAND = re.compile(r"^\$ (.*)$", re.MULTILINE)
 
 _VARYING = (

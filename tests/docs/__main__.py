@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from .fences import ROOT, Fence, documents, fences_of
-from .reader import Reader, tools
+from .reader import Reader, Tools, tools
 
 
 def fate_of(fence: Fence) -> str:
@@ -36,11 +36,11 @@ def main(arguments: list[str]) -> None:
             rewrite(path, Path(name), installed)
 
 
-def rewrite(path: Path, scratch: Path, installed: object) -> None:
+def rewrite(path: Path, scratch: Path, installed: Tools) -> None:
     """Do what one document says, and write what it should show."""
-    folder = scratch / path.stem
+    folder = scratch / str(path.relative_to(ROOT)).replace("/", "-")
     folder.mkdir()
-    reader = Reader(folder, installed)  # type: ignore[arg-type]
+    reader = Reader(folder, installed)
     try:
         text = path.read_text()
         reread = reader.reread(text, str(path.relative_to(ROOT)))

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from .snippets import Snippets
 from .varying import settled
 
 COLUMNS = "100"
+_PORT = "8471"
 _COMMAND = re.compile(r"^\$ (.*(?:\n> .*)*)\n?", re.MULTILINE)
 
 
@@ -57,13 +59,15 @@ _ARGUMENTS = {"vmmd": "-m vmmd", "python": ""}
 class Reader:
     """One reader of one document.
 
-    `/tmp/` is a folder of the reader's own, and the tree's folders stand where the reader does, as in a clone.
+    `/tmp/` is a folder of the reader's own, port 8471 one that is free here, and the tree's folders stand where the
+    reader does, as in a clone.
     """
 
     def __init__(self, folder: Path, installed: Tools) -> None:
         self._folder = folder
         self._temporary = folder / "tmp"
         self._temporary.mkdir()
+        self._port = _free_port()
         for name in ("client", "config", "docs", "tests"):
             (folder / name).symlink_to(ROOT / name)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("VMMD_", "XDG_", "PYTEST_"))}
@@ -74,9 +78,11 @@ class Reader:
             "LC_ALL": "C.UTF-8",
             "XDG_RUNTIME_DIR": str(folder),
             "VMMD_CACHE_DIR": cache,
+            # A reader's own pytest has not this tree's plugins.
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         }
         self._shell = Shell(folder, self._environment)
-        self._snippets = Snippets()
+        self._snippets = Snippets(folder)
 
     def close(self) -> None:
         """Leave nothing running."""
@@ -133,10 +139,16 @@ class Reader:
         return "".join(pieces)
 
     def _here(self, text: str) -> str:
-        return text.replace("/tmp/", f"{self._temporary}/")
+        return text.replace("/tmp/", f"{self._temporary}/").replace(_PORT, self._port)
 
     def _there(self, text: str) -> str:
-        return text.replace(f"{self._temporary}/", "/tmp/")
+        return text.replace(f"{self._temporary}/", "/tmp/").replace(self._port, _PORT)
+
+
+def _free_port() -> str:
+    """Find a TCP port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return str(listener.getsockname()[1])
 
 
 def _whole_lines(text: str) -> str:

@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
-PATIENCE_S = 120.0
+PATIENCE_S = 60.0
 """How long a command may take, in seconds: the first daemon of all compiles its engine."""
 
 _END = "\x1e"

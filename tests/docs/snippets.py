@@ -9,13 +9,15 @@ import inspect
 import io
 import linecache
 import types
+from pathlib import Path
 from typing import Any
 
 
 class Snippets:
     """The two conversations of a document, `python async` and `python sync`, each with names of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._loop = asyncio.new_event_loop()
         self._names: dict[bool, dict[str, Any]] = {True: {}, False: {}}
 
@@ -31,7 +33,7 @@ class Snippets:
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if has_loop else 0
         code = compile(source, place, "exec", flags=flags)
         run = types.FunctionType(code, self._names[has_loop])
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
+        with contextlib.chdir(self._folder), contextlib.redirect_stdout(io.StringIO()) as printed:
             result = run()
             if inspect.isawaitable(result):
                 self._loop.run_until_complete(result)
