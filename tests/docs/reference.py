@@ -13,7 +13,6 @@ import json
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
