@@ -52,11 +52,13 @@ def decode(body: bytes, *, max_depth: int) -> Any:
     except UnicodeDecodeError as error:
         raise JsonError(f"the text is not UTF-8 (byte {error.start})") from None
     _check_depth(text, max_depth)
+    # Where no integer can be one that has to keep its text, the decoder need not ask for each of them.
+    decoder = _DECODER if len(text) > _LONGEST_INT or "-0" in text else _SHORT_DECODER
     try:
-        value = _DECODER.decode(text)
+        value = decoder.decode(text)
     except json.JSONDecodeError as error:
         raise JsonError(f"the text is not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
-    if _SURROGATE_ESCAPE.search(text):
+    if "\\u" in text and _SURROGATE_ESCAPE.search(text):
         _check_surrogates(value)
     return value
 
@@ -68,6 +70,9 @@ def encode(value: Any) -> bytes:
         TypeError: The value has a type that JSON has no text for.
         ValueError: It has a number that JSON has no text for.
     """
+    if type(value) is int:
+        # Nearly every request's id; what the encoder does around it costs ten times as much.
+        return b"%d" % value
     if isinstance(value, Verbatim):
         return value.text.encode("ascii")
     return _ENCODER.encode(value).encode("ascii")
@@ -119,3 +124,4 @@ _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_members, parse_float=Verbatim, parse_int=_integer, parse_constant=_no_constant
 )
+_SHORT_DECODER = json.JSONDecoder(object_pairs_hook=_members, parse_float=Verbatim, parse_constant=_no_constant)
