@@ -16,7 +16,6 @@ import errno
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from vmmd.api.errors import INTERNAL_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, PARSE_ERROR
@@ -24,7 +23,7 @@ from vmmd.api.methods import Method
 from vmmd.api.types import Params
 from vmmd.rpc.caller import Caller
 from vmmd.rpc.errors import CallError
-from vmmd.rpc.jsontext import JsonError, Verbatim, decode, encode
+from vmmd.rpc.jsontext import JsonError, decode, encode
 from vmmd.rpc.parameters import LONGEST_NAME, check_params, named_hold
 
 # A result this small is given whatever the answer has already: batch_calls bounds what such results come to, and most
@@ -33,6 +32,12 @@ _SMALL_RESULT_BYTES = 1024
 
 # A body up to this size is understood sooner than a thread is woken.
 _LARGE_BODY_BYTES = 32 << 10
+
+
+# Of JSON's types, those that no id has and those that parameters have: unions would be made anew for each call.
+_NO_IDS = (bool, dict, list)
+_PARAMS = (dict, list)
+_NO_PARAMS: dict[str, Any] = {}
 
 
 class Scope(Protocol):
@@ -56,9 +61,6 @@ ScopeT = TypeVar("ScopeT", bound=Scope)
 
 Execute = Callable[[Method, Params, ScopeT], Coroutine[Any, Any, bytes]]
 """Carries out one checked call and gives the JSON text of its result, or raises `CallError`."""
-
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,7 @@ Observe = Callable[[Sequence[CallDone]], None]
 """Takes note of the calls of a body once all of them are over: then nothing that it costs is in a hold's pause."""
 
 
-@dataclass(frozen=True)
-class _Call:
+class _Call(NamedTuple):
     """A request that can be carried out.
 
     `request_id` is its id as JSON text, None for a notification. `deadline_s`: when it is to be over, on the event
@@ -106,8 +107,7 @@ class _Call:
     deadline_s: float | None
 
 
-@dataclass(frozen=True)
-class _Refusal:
+class _Refusal(NamedTuple):
     """A request that cannot: what is wrong with it. A notification's is told to nobody."""
 
     request_id: bytes | None
@@ -157,7 +157,7 @@ class Dispatcher(Generic[ScopeT]):
         """
         is_large = len(body) > _LARGE_BODY_BYTES
         try:
-            value = await _aside(is_large, partial(decode, body, max_depth=self._limits.json_depth))
+            value = await asyncio.to_thread(self._decode, body) if is_large else self._decode(body)
         except JsonError as error:
             return self._refuse(CallError(PARSE_ERROR, str(error)))
         if not isinstance(value, list):
@@ -171,6 +171,9 @@ class Dispatcher(Generic[ScopeT]):
         answers = await self._answer_all(value, caller, is_large=is_large)
         return b"[" + b",".join(answers) + b"]" if answers else None
 
+    def _decode(self, body: bytes) -> Any:
+        return decode(body, max_depth=self._limits.json_depth)
+
     def _refuse(self, error: CallError) -> bytes:
         """Answer a body of which no entry can be told from another."""
         self._observe([CallDone(None, None, 0, error)])
@@ -179,7 +182,10 @@ class Dispatcher(Generic[ScopeT]):
     async def _answer_all(self, values: Sequence[Any], caller: Caller, *, is_large: bool) -> list[bytes]:
         """Check all entries, then carry them out in their order."""
         began_s = asyncio.get_running_loop().time()
-        entries = await _aside(is_large, lambda: [self._check(value, began_s) for value in values])
+        if is_large:
+            entries = await asyncio.to_thread(self._check_all, values, began_s)
+        else:
+            entries = self._check_all(values, began_s)
         if caller.connection is not None:
             caller.expect(entry.request_id for entry in entries if isinstance(entry, _Call))
         scope = self._scope(self._limits.reply_bytes, caller)
@@ -201,44 +207,43 @@ class Dispatcher(Generic[ScopeT]):
     async def _answer(
         self, entry: _Call | _Refusal, scope: ScopeT, caller: Caller, done: list[CallDone]
     ) -> bytes | None:
+        """Carry one entry out, put down how it went, and give the text of its answer."""
         if isinstance(entry, _Refusal):
             done.append(CallDone(entry.method, None, 0, entry.error))
             return None if entry.request_id is None else entry.error.text(entry.request_id)
-        try:
-            result = await self._carry_out(entry, scope, caller, done)
-        except CallError as error:
-            scope.failed(error)
-            return None if entry.request_id is None else error.text(entry.request_id)
-        return None if entry.request_id is None else _result_text(entry.request_id, result)
-
-    async def _carry_out(self, call: _Call, scope: ScopeT, caller: Caller, done: list[CallDone]) -> bytes:
-        """Carry out one call, and put down how it went."""
+        request_id, method, params, deadline_s = entry
+        result = b""
         failure: CallError | None = None
         cause: Exception | None = None
         start = time.perf_counter_ns()
         try:
-            result = await caller.wait_for(
-                call.request_id, call.method, self._execute(call.method, call.params, scope), call.deadline_s
-            )
-            if call.request_id is not None and len(result) > max(scope.reply_left, _SMALL_RESULT_BYTES):
-                raise CallError(
-                    errno.E2BIG,
-                    f"a result of {len(result)} bytes would make the reply longer than limits.reply_bytes = "
-                    f"{self._limits.reply_bytes}; ask for less at a time",
-                    {"errno": "E2BIG"},
-                )
+            result = await caller.wait_for(request_id, method, self._execute(method, params, scope), deadline_s)
+            if request_id is not None and len(result) > max(scope.reply_left, _SMALL_RESULT_BYTES):
+                failure = self._too_long(result)
         except CallError as error:
             failure = error
-            raise
         except Exception as error:
             # What went wrong inside is for the log alone: an exception's text may hold what the caller must not see.
             cause = error
             failure = CallError(INTERNAL_ERROR, "an error inside the daemon; its log has the details")
-            raise failure from None
         finally:
             duration_ns = time.perf_counter_ns() - start
-            done.append(CallDone(call.method, vars(call.params).get("vm"), duration_ns, failure, cause))
-        return result
+            done.append(CallDone(method, vars(params).get("vm"), duration_ns, failure, cause))
+        if failure is not None:
+            scope.failed(failure)
+            return None if request_id is None else failure.text(request_id)
+        return None if request_id is None else _result_text(request_id, result)
+
+    def _too_long(self, result: bytes) -> CallError:
+        return CallError(
+            errno.E2BIG,
+            f"a result of {len(result)} bytes would make the reply longer than limits.reply_bytes = "
+            f"{self._limits.reply_bytes}; ask for less at a time",
+            {"errno": "E2BIG"},
+        )
+
+    def _check_all(self, values: Sequence[Any], began_s: float) -> list[_Call | _Refusal]:
+        return [self._check(value, began_s) for value in values]
 
     def _check(self, value: Any, began_s: float) -> _Call | _Refusal:
         """Turn one entry of a body into a call, or into what is wrong with it."""
@@ -257,7 +262,7 @@ class Dispatcher(Generic[ScopeT]):
             error = CallError(METHOD_NOT_FOUND, self._no_method(value["method"]), inside=inside)
             return _Refusal(request_id, error)
         try:
-            params = check_params(method, value.get("params", {}))
+            params = check_params(method, value.get("params", _NO_PARAMS))
         except CallError as refused:
             return _Refusal(request_id, refused, method)
         deadline_s = None if params.deadline_ms is None else began_s + params.deadline_ms / 1000
@@ -268,18 +273,12 @@ class Dispatcher(Generic[ScopeT]):
         return f"there is no method {name!r:.{LONGEST_NAME}}" + (f"; is {like[0]} meant?" if like else "")
 
 
-async def _aside(is_large: bool, work: Callable[[], T]) -> T:
-    """Do what a large body asks for on a thread: it is Python for the most part, and gives others their turn."""
-    return await asyncio.to_thread(work) if is_large else work()
-
-
 def _request_id(request: dict[str, Any]) -> bytes | None:
     """Give a request's id as JSON text, to the digit; None where it has none; null where it is none that may be."""
     if "id" not in request:
         return None
     value = request["id"]
-    legal = value is None or (isinstance(value, str | int | Verbatim) and not isinstance(value, bool))
-    return encode(value) if legal else b"null"
+    return b"null" if isinstance(value, _NO_IDS) else encode(value)
 
 
 def _envelope_problem(request: dict[str, Any]) -> str | None:
@@ -288,9 +287,9 @@ def _envelope_problem(request: dict[str, Any]) -> str | None:
         return 'the member "jsonrpc" must be the string "2.0"'
     if not isinstance(request.get("method"), str):
         return 'the member "method" must be a string'
-    if not isinstance(request.get("params", {}), dict | list):
+    if not isinstance(request.get("params", _NO_PARAMS), _PARAMS):
         return 'the member "params" must be an object or an array, or left out'
-    if isinstance(request.get("id"), bool | dict | list):
+    if isinstance(request.get("id"), _NO_IDS):
         return 'the member "id" must be a string, a number or null, or left out'
     return None
 
