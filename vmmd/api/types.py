@@ -38,11 +38,11 @@ _U64_SCHEMA = {
 
 def _u64(value: object) -> object:
     """Give the integer for an integer or a "0x…" string; the bound is written out, since Python integers never wrap."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _count(value)
     if isinstance(value, str) and _HEX.fullmatch(value):
         return int(value, 16)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError('a 64-bit quantity is an integer, or a string like "0x1000" with 1 to 16 hexadecimal digits')
-    return _count(value)
+    raise ValueError('a 64-bit quantity is an integer, or a string like "0x1000" with 1 to 16 hexadecimal digits')
 
 
 def _count(value: int) -> int:
@@ -53,7 +53,7 @@ def _count(value: int) -> int:
 
 def _flags(names: Mapping[str, int], value: object) -> object:
     """Give the integer for a list of flag names; anything else goes on to the integer check."""
-    if not isinstance(value, list | tuple):
+    if isinstance(value, int) or not isinstance(value, list | tuple):
         return value
     bits = 0
     for name in value:

@@ -237,7 +237,7 @@ class Memslots:
             return self, change
         if change is Change.DELETE and old is not None:
             return self._removed(old), change
-        if change in {Change.CREATE, Change.MOVE}:
+        if change is Change.CREATE or change is Change.MOVE:
             self.check_free(region)
             if region.end > 1 << GUEST_PHYS_BITS:
                 raise Refused(errno.EINVAL, f"{_range(region)} ends beyond the {GUEST_PHYS_BITS} guest-physical bits")

@@ -66,6 +66,8 @@ async def make_all(make: Callable[[A], B], entries: Sequence[A], *, at_once: boo
 
 def is_large(value: Any) -> bool:
     """Tell whether a result, or a member of one, is worth pieces."""
+    if isinstance(value, int):
+        return False
     if isinstance(value, Result):
         return any(map(is_large, value.__dict__.values()))
     if isinstance(value, bytes | str):
