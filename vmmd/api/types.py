@@ -109,18 +109,19 @@ Hex64 = Annotated[
 ]
 """An address, size or register in a reply: given as a "0x…" string, since JavaScript and jq round beyond 2^53."""
 
+# pydantic applies what stands behind a validator in Python, and what stands before it in C.
 MemFlags = Annotated[
     int,
-    BeforeValidator(partial(_flags, MEM_FLAGS)),
     Field(strict=True, ge=0, le=U32_MAX),
+    BeforeValidator(partial(_flags, MEM_FLAGS)),
     WithJsonSchema(_flags_schema(MEM_FLAGS)),
 ]
 """A memslot's flags in a request: the integer, or a list of names out of `MEM_FLAGS`. KVM says which bits are legal."""
 
 GuestDebug = Annotated[
     int,
-    BeforeValidator(partial(_flags, GUESTDBG_FLAGS)),
     Field(strict=True, ge=0, le=U32_MAX),
+    BeforeValidator(partial(_flags, GUESTDBG_FLAGS)),
     WithJsonSchema(_flags_schema(GUESTDBG_FLAGS)),
 ]
 """What KVM_SET_GUEST_DEBUG controls: the integer, or a list of names out of `GUESTDBG_FLAGS`."""
