@@ -26,6 +26,7 @@ from vmmd.rpc.websocket import Dispatch, WebSocketLimits, WebSockets
 REQUEST_ID = "X-Request-Id"
 
 _LEGAL_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_JSON = "application/json"
 _JSON_TYPE = re.compile(r"application/(?:json|[a-z0-9.-]+\+json)")
 
 
@@ -116,7 +117,8 @@ def make_app(
         return response
 
     async def rpc(request: web.Request) -> web.Response:
-        _check_content_type(request)
+        if request.headers.get(hdrs.CONTENT_TYPE) != _JSON:
+            _check_content_type(request)
         client = traffic.client_of(request)
         traffic.enter(client)
         try:
@@ -128,7 +130,7 @@ def make_app(
             traffic.leave(client)
         if answer is None:
             return web.Response(status=204)
-        return web.Response(body=answer, content_type="application/json")
+        return web.Response(body=answer, content_type=_JSON)
 
     async def answer_body(request: web.Request, body: bytes) -> bytes | None:
         caller = Caller(has_gone=lambda: request.transport is None or request.transport.is_closing())
@@ -139,11 +141,11 @@ def make_app(
 
     async def answer_frame(body: bytes, caller: Caller) -> bytes | None:
         # How many of these one client may have is a limit of its connection.
-        traffic.begin(caller)
+        traffic.begin()
         try:
             return await dispatch(body, caller)
         finally:
-            traffic.leave(caller)
+            traffic.end()
 
     websockets = WebSockets(answer_frame, limits)
 

@@ -10,7 +10,6 @@ A client is, on the UNIX socket, a process, and over TCP an address: opening mor
 import asyncio
 import socket
 import struct
-from collections import Counter
 from collections.abc import Hashable
 from enum import Enum
 from weakref import WeakKeyDictionary
@@ -45,7 +44,7 @@ class Traffic:
         self.phase = Phase.STARTING
         self.in_flight = 0
         self._most = calls_in_flight_per_client
-        self._by_client: Counter[Hashable] = Counter()
+        self._by_client: dict[Hashable, int] = {}
         self._clients: WeakKeyDictionary[asyncio.BaseTransport, Hashable] = WeakKeyDictionary()
         self._idle: asyncio.Future[None] | None = None
 
@@ -64,32 +63,37 @@ class Traffic:
         raise web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: _RETRY_S}, text=text)
 
     def enter(self, client: Hashable) -> None:
-        """Count a call in; `leave` counts it out.
+        """Count a client's call in; `leave` counts it out.
 
         Raises:
             web.HTTPServiceUnavailable: The daemon is starting or draining.
             web.HTTPTooManyRequests: The client has too many under way.
         """
         self.check_open()
-        if self._by_client[client] >= self._most:
+        under_way = self._by_client.get(client, 0)
+        if under_way >= self._most:
             raise web.HTTPTooManyRequests(
                 headers={hdrs.RETRY_AFTER: _RETRY_S},
                 text=f"This client has limits.calls_in_flight_per_client = {self._most} calls under way "
                 "(VMMD_LIMITS__CALLS_IN_FLIGHT_PER_CLIENT); wait for an answer, or raise the limit.\n",
             )
-        self.begin(client)
-
-    def begin(self, client: Hashable) -> None:
-        """Count in what needs no leave; `leave` counts it out."""
-        self._by_client[client] += 1
-        self.in_flight += 1
+        self._by_client[client] = under_way + 1
+        self.begin()
 
     def leave(self, client: Hashable) -> None:
-        """Count a call out."""
+        """Count a client's call out."""
+        left = self._by_client.pop(client) - 1
+        if left:
+            self._by_client[client] = left
+        self.end()
+
+    def begin(self) -> None:
+        """Count in what no limit of a client's is for; `end` counts it out."""
+        self.in_flight += 1
+
+    def end(self) -> None:
+        """Count out what `begin` has counted in."""
         self.in_flight -= 1
-        self._by_client[client] -= 1
-        if not self._by_client[client]:
-            del self._by_client[client]
         if not self.in_flight and self._idle is not None:
             self._idle.set_result(None)
             self._idle = None
