@@ -70,6 +70,7 @@ class Requests:
         self._done: OrderedDict[str, _Named] = OrderedDict()
         self._bytes = 0
         self._under_way: dict[str, _Named] = {}
+        self._new: list[_Named] = []
 
     async def once(
         self,
@@ -91,7 +92,6 @@ class Requests:
         """
         name, asked = params.request_id or "", _Named(method, params, stands)
         while True:
-            self._forget_old()
             done = self._remembered(name)
             if done is not None:
                 _check_same(name, done, asked)
@@ -123,18 +123,27 @@ class Requests:
 
     def _remembered(self, name: str) -> _Named | None:
         done = self._done.get(name)
-        if done is not None and not done.stands():
+        if done is not None and (done.until_ns < time.monotonic_ns() or not done.stands()):
             self._forget(name)
             return None
         return done
 
     def _remember(self, name: str, done: _Named) -> None:
         done.until_ns = time.monotonic_ns() + self._limits.request_id_ms * 1_000_000
-        asyncio.get_running_loop().call_soon(done.what)
+        if not self._new:
+            asyncio.get_running_loop().call_soon(self._settle)
+        self._new.append(done)
         self._done[name] = done
         self._bytes += len(done.result)
         while len(self._done) > self._limits.request_ids or self._bytes > self._limits.request_id_bytes:
             self._forget(next(iter(self._done)))
+
+    def _settle(self) -> None:
+        """Do what need not be done in the pause of a hold, for all calls of a batch at once."""
+        new, self._new = self._new, []
+        for done in new:
+            done.what()
+        self._forget_old()
 
     def _forget(self, name: str) -> None:
         self._bytes -= len(self._done.pop(name).result)
