@@ -54,11 +54,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], metavar="NAME", help=", ".join(BENCHMARKS))
     lasts = "how long the soak lasts (default: %(default)g)"
     parser.add_argument("--seconds", type=float, default=soak.DEFAULT_S, metavar="N", help=lasts)
+    parser.add_argument("--short", action="store_true", help="of the benchmark rpc only the calls side by side")
     options = parser.parse_args()
     # Where nobody watches, tables are as wide as they want to be.
     console = Console() if sys.stdout.isatty() else Console(width=160)
+    chosen = {"soak": partial(soak.measure, options.seconds), "rpc": partial(rpc.measure, short=options.short)}
     for name in options.names or BENCHMARKS:
-        measure = partial(soak.measure, options.seconds) if name == "soak" else BENCHMARKS[name]
+        measure = chosen.get(name, BENCHMARKS[name])
         console.print(asyncio.run(measure()))
 
 

@@ -24,6 +24,7 @@ from rich.table import Table
 from tests.benchmarks.wire_load import Framing, Http, WebSocket, body, connect, drive
 
 RUNS = 5
+SHORT_RUNS = 3
 TURN_S = 1.0
 CONNECTIONS = 8
 VCPUS = 64
@@ -100,11 +101,13 @@ def slot_changes(daemon: Server) -> list[list[bytes]]:
     return bodies
 
 
-def side_by_side(table: Table, bare: Server, daemon: Server, framing: Framing, bodies: list[list[bytes]]) -> None:
+def side_by_side(
+    table: Table, bare: Server, daemon: Server, framing: Framing, bodies: list[list[bytes]], runs: int
+) -> None:
     """Add a row: what is called, how, calls a second of both, their ratio, and processor time a call of both."""
     rates: list[tuple[float, float]] = []
     costs: list[tuple[float, float]] = []
-    for _ in range(RUNS):
+    for _ in range(runs):
         measured = []
         for asked in (bare, daemon):
             before_s = asked.cpu_s()
@@ -144,8 +147,8 @@ def percentile_ms(latencies_s: Sequence[float], percent: float) -> float:
     return sorted(latencies_s)[int(len(latencies_s) * percent / 100)] * 1000
 
 
-async def measure() -> Table:
-    """Measure calls a second side by side, latency under guests, and many connections."""
+async def measure(*, short: bool = False) -> Table:
+    """Measure calls a second side by side, latency under guests, and many connections; the first alone if `short`."""
     table = Table(
         "what", "bare a second", "vmmd a second", "ratio", "CPU µs a call: bare, vmmd", title="calls through the daemon"
     )
@@ -154,7 +157,9 @@ async def measure() -> Table:
         changes = slot_changes(daemon)
         for framing in (Http(), WebSocket()):
             for bodies in (versions, changes):
-                side_by_side(table, bare, daemon, framing, bodies)
+                side_by_side(table, bare, daemon, framing, bodies, SHORT_RUNS if short else RUNS)
+        if short:
+            return table
         runs = under_guests(daemon)
         p50, p99 = ([percentile_ms(run, percent) for run in runs] for percent in (50, 99))
         table.add_section()
