@@ -6,6 +6,7 @@ file a room, as the models in `vmmd.api` do, and their summaries are the table's
 where they are not.
 """
 
+from collections.abc import Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -28,7 +29,7 @@ if HANDLERS.keys() != METHODS.keys():
     raise RuntimeError(f"methods without a handler, or handlers without a method: {HANDLERS.keys() ^ METHODS.keys()}")
 
 
-async def execute(core: Core, method: Method, params: Params, scope: BodyScope) -> bytes:
+def execute(core: Core, method: Method, params: Params, scope: BodyScope) -> Coroutine[Any, Any, bytes]:
     """Carry out one checked call.
 
     Args:
@@ -44,12 +45,16 @@ async def execute(core: Core, method: Method, params: Params, scope: BodyScope) 
         CallError: The core refused; the code is the errno's number.
     """
     if isinstance(params, RequestOptions) and params.request_id is not None:
-        carry_out = partial(_carry_out, core, method, params, scope)
-        try:
-            return await core.requests.once(method, params, partial(_stands, core, params), carry_out)
-        except KvmError as error:
-            raise call_error(error, method) from None
-    return await _carry_out(core, method, params, scope)
+        return _carry_out_once(core, method, params, scope)
+    return _carry_out(core, method, params, scope)
+
+
+async def _carry_out_once(core: Core, method: Method, params: RequestOptions, scope: BodyScope) -> bytes:
+    carry_out = partial(_carry_out, core, method, params, scope)
+    try:
+        return await core.requests.once(method, params, partial(_stands, core, params), carry_out)
+    except KvmError as error:
+        raise call_error(error, method) from None
 
 
 async def _carry_out(core: Core, method: Method, params: Params, scope: BodyScope) -> bytes:
