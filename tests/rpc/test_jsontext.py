@@ -1,8 +1,8 @@
-"""JSON text: hostile bodies end in a value or an error, and in no more work than their length asks for."""
+"""JSON text: hostile bodies end in no more work than their length asks for, and numbers keep their digits."""
 
 import pytest
 
-from vmmd.rpc.jsontext import JsonError, decode
+from vmmd.rpc.jsontext import JsonError, Verbatim, decode, encode
 
 MIB = 1 << 20
 MANY_BRACKETS = b"[" + b"[]," * 40
@@ -38,3 +38,14 @@ def test_brackets_in_strings_have_no_depth_whatever_is_escaped_before_them() -> 
 def test_brackets_behind_strings_have_theirs() -> None:
     with pytest.raises(JsonError, match="deeper"):
         decode(b'["\\\\",' + b"[" * 20 + b"]" * 21, max_depth=16)
+
+
+@pytest.mark.parametrize("padding", ["", " " * 1000], ids=["a short text", "a long text"])
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [("0", int), ("-1", int), ("9" * 600, int), ("9" * 640, int), ("9" * 641, Verbatim), ("-0", Verbatim)],
+)
+def test_a_number_is_the_same_to_the_digit_however_long_its_text_is(number: str, kind: type, padding: str) -> None:
+    (value,) = decode(f"[{number}{padding}]".encode(), max_depth=4)
+    assert type(value) is kind
+    assert encode(value) == number.encode()
