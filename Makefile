@@ -37,10 +37,12 @@ fuzz: $(READY) ## run random programs on vmmd's engines and on Unicorn, 1,000,00
 fuzz-requests: $(READY) ## ask a live daemon 100,000 requests made of the contract's schemas, most of them broken
 	$(BIN)/python -m tests.requests_fuzz $(ARGS)
 
-contract: $(READY) ## make the checked-in copies anew: the OpenRPC document, the synchronous client, vmmctl's screens
+contract: $(READY) ## make the checked-in copies anew: OpenRPC, the synchronous client, the documents' reference and screens
 	$(BIN)/python -m vmmd.api.openrpc >docs/openrpc.json.new && mv docs/openrpc.json.new docs/openrpc.json
 	$(BIN)/python -m tests.client.twin
 	$(BIN)/python -m tests.cli.screens
+	$(BIN)/python -m tests.docs.reference
+	$(BIN)/python -m tests.docs
 
 check: $(READY) ## format, lint, types and the layers of the house
 	$(BIN)/ruff format --check .
