@@ -1,11 +1,29 @@
 """The client library of vmmd: connection, VM, transaction.
 
-`connect` is the way in; `sync` has the same names for threads; `errors` draws the tree of what can be raised; `testing`
-has a daemon in memory for tests; `audit` reads recordings of real VMMs. The library asks a daemon and decides nothing
-in its place, and of vmmd itself it knows the wire contract alone.
+`connect` is the way in; `sync` has the same names for threads; `errors` draws the tree of what can be raised. What is
+imported from modules of their own: `address_space` (`AddressSpace`) with `regions` and `pc` maps a tree of regions as
+QEMU's, `calls` has the calls of a `Batch`, `testing` a daemon in memory and `local_daemon` a real one for tests,
+`audit` and `replay` read recordings of real VMMs. The library asks a daemon and decides nothing in its place, and of
+vmmd itself it knows the wire contract alone.
 """
 
-from vmmd.api.events import GapEvent
+from vmmd.api.events import (
+    GapEvent,
+    HoldExpiredEvent,
+    HoldFailedEvent,
+    HoldOpenedEvent,
+    HoldResumedEvent,
+    HoldRolledBackEvent,
+    KickedEvent,
+    ResumedEvent,
+    SlotsChangedEvent,
+    VcpuEndedEvent,
+    VcpuExitEvent,
+    VmCreatedEvent,
+    VmDestroyedEvent,
+    VmStartedEvent,
+    VmStoppedEvent,
+)
 
 from .address import Address
 from .channel import Batch, Reply
@@ -23,6 +41,7 @@ from .errors import (
     ConnectTimeout,
     Deadlock,
     Disconnected,
+    ForeignEventLoop,
     HoldConflict,
     HoldFailed,
     HttpRefused,
@@ -49,6 +68,8 @@ from .errors import (
     UnknownMethod,
     UnsendableParam,
     Unsupported,
+    UnusableArgument,
+    UnusableToken,
     VersionMismatch,
     VmmdError,
 )
@@ -84,16 +105,23 @@ __all__ = [
     "Disconnected",
     "Draft",
     "Events",
+    "ForeignEventLoop",
     "GapEvent",
     "Hold",
     "HoldConflict",
+    "HoldExpiredEvent",
     "HoldFailed",
+    "HoldFailedEvent",
+    "HoldOpenedEvent",
+    "HoldResumedEvent",
+    "HoldRolledBackEvent",
     "HttpRefused",
     "HttpTransport",
     "Interrupted",
     "InvalidArgument",
     "InvalidParams",
     "KickTimeout",
+    "KickedEvent",
     "KvmError",
     "Link",
     "LogsInRings",
@@ -113,10 +141,12 @@ __all__ = [
     "ProtocolError",
     "RangeOverlap",
     "Reply",
+    "ResumedEvent",
     "RpcError",
     "SlotOverlap",
     "SlotTable",
     "SlotTaken",
+    "SlotsChangedEvent",
     "StaleGeneration",
     "TooBig",
     "TooManyCalls",
@@ -131,9 +161,17 @@ __all__ = [
     "UnknownSlot",
     "UnsendableParam",
     "Unsupported",
+    "UnusableArgument",
+    "UnusableToken",
     "Vcpu",
+    "VcpuEndedEvent",
+    "VcpuExitEvent",
     "VersionMismatch",
     "Vm",
+    "VmCreatedEvent",
+    "VmDestroyedEvent",
+    "VmStartedEvent",
+    "VmStoppedEvent",
     "VmmdError",
     "WebSocketTransport",
     "connect",

@@ -8,12 +8,16 @@
 ==============================  =====================================================
 """
 
+import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-from .errors import ConnectError
+from .errors import ConnectError, UnusableToken
 
 _TLS = {"http": False, "https": True, "ws": False, "wss": True}
+
+# What stands before the last "@" of anything but a path may hold a password.
+_CREDENTIALS = re.compile(r"(?s)^([\w+.-]+://)?(?!/).*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +49,19 @@ class Address:
             parts = urlsplit(url)
             scheme, netloc = parts.scheme, parts.netloc
             named = parts.hostname is not None and parts.port != 0
+            bare = not (parts.query or parts.fragment or "@" in netloc)
         except ValueError:
-            scheme, netloc, named = "", "", False
-        if scheme in {"unix", "ws+unix"} and not netloc and parts.path.startswith("/"):
+            scheme, netloc, named, bare = "", "", False, False
+        if scheme in {"unix", "ws+unix"} and not netloc and parts.path.startswith("/") and bare:
             return cls(url, scheme == "ws+unix", unquote(parts.path), "localhost")
-        if scheme in _TLS and named:
+        if scheme in _TLS and named and bare and parts.path in {"", "/"}:
             return cls(url, scheme.startswith("ws"), None, netloc, _TLS[scheme])
+        reason = ""
+        if scheme in _TLS and named:
+            reason = " (a daemon is at no path of a host, and takes a token and no user with a password)"
         raise ConnectError(
-            f"{url!r} is no address of a daemon: give unix:///path/to/socket or http://host:port, "
+            f"{_CREDENTIALS.sub(_without_credentials, url)!r} is no address of a daemon{reason}: "
+            "give unix:///path/to/socket or http://host:port, "
             "or for a WebSocket ws+unix:///path/to/socket or ws://host:port"
         )
 
@@ -80,6 +89,10 @@ class Address:
         """Say that the answer did not come in its time."""
         return f"{self.url} did not answer within {round(timeout_s, 2):g} s; whether the call was executed is not known"
 
+    def no_message(self, timeout_s: float) -> str:
+        """Say that nothing came on a connection in the time for which it was waited for."""
+        return f"{self.url} sent nothing within {round(timeout_s, 2):g} s; the connection stands"
+
     def hung_up(self, reason: str) -> str:
         """Say that the connection went while a call was under way."""
         return (
@@ -96,3 +109,36 @@ class Address:
     def closed(self) -> str:
         """Say that the client is closed."""
         return f"this client of {self.url} is closed; connect anew"
+
+    def closed_meanwhile(self) -> str:
+        """Say that the client was closed under a call."""
+        return f"this client of {self.url} was closed while the call was under way; whether it was executed is unknown"
+
+    def other_loop(self) -> str:
+        """Say that the client was first used in another event loop."""
+        return (
+            f"this client of {self.url} belongs to the event loop of its first call, and this is another one; "
+            "connect inside each asyncio.run, or use vmmd_client.sync"
+        )
+
+
+def authorization(token: str | None) -> dict[str, str]:
+    """Give the header that bears a token; none for None.
+
+    Raises:
+        UnusableToken: no header can hold it.
+    """
+    if token is None:
+        return {}
+    if not isinstance(token, str):
+        raise UnusableToken(f"it is {type(token).__name__}, and a token is text")
+    if not token or not token.isprintable() or token != token.strip():
+        raise UnusableToken(
+            "it is empty, has a control character, or a space or newline at an end; "
+            "give what the daemon's token file holds, without the newline: token.strip()"
+        )
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _without_credentials(found: re.Match[str]) -> str:
+    return f"{found[1] or ''}…@"

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Generic, Self
 
 from . import calls
-from .errors import RpcError, TransportError, VmmdError
+from .errors import RpcError, TransportError, UnusableArgument, VmmdError
 from .protocol import Call, Dialogue, Outcome, Question, T
 from .retry import DEFAULT_ATTEMPTS, delays_s, may_repeat
 from .transport import Link, Transport
@@ -77,10 +77,11 @@ class Channel:
             attempts: how often a call is sent at most, where a connection fails and `retry` allows it.
 
         Raises:
-            ValueError: fewer than one attempt, or a time that is not positive and finite.
+            UnusableArgument: fewer than one attempt, or a time that is not positive and finite.
         """
-        if not 0 < timeout_s < math.inf:
-            raise ValueError(f"timeout_s is {timeout_s}; a call has a time, in seconds, that is more than 0 and finite")
+        if not isinstance(timeout_s, int | float) or not 0 < timeout_s < math.inf:
+            problem = f"a call has a time, in seconds, that is more than 0 and finite, and not {timeout_s!r}"
+            raise UnusableArgument("timeout_s", problem)
         self._transport = transport
         self._timeout_s = timeout_s
         self._attempts = attempts
@@ -134,6 +135,11 @@ class Channel:
         return await self._transport.link()
 
     @property
+    def transport(self) -> Transport:
+        """What carries the bytes."""
+        return self._transport
+
+    @property
     def timeout_s(self) -> float:
         """How long a call may take, in seconds, beyond its own `wait_ms` or `timeout_ms`."""
         return self._timeout_s
@@ -159,15 +165,23 @@ class Batch:
     """Calls that go in one round trip, executed in their order: `async with vmmd.batch() as batch`.
 
     The batch is sent when the block ends; an exception in the block sends nothing. Each call's `Reply` then has its
-    result or its error: a call that fails does not keep the later ones from being executed.
+    result or its error: a call that fails does not keep the later ones from being executed. A batch has one block.
     """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._replies: list[Reply[Any]] = []
+        self._was_entered = False
+        self._is_over = False
 
     def add(self, call: Call[T]) -> Reply[T]:
-        """Put a call in the batch."""
+        """Put a call in the batch.
+
+        Raises:
+            VmmdError: the batch's block has ended.
+        """
+        if self._is_over:
+            raise VmmdError("this batch is over; begin another one")
         reply = Reply(call)
         self._replies.append(reply)
         return reply
@@ -177,10 +191,14 @@ class Batch:
         return self.add(calls.raw(method, params))
 
     async def __aenter__(self) -> Self:
+        if self._was_entered:
+            raise VmmdError("this batch has been entered before; begin another one")
+        self._was_entered = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_over = True
         if error is None:
             await self._channel.send_batch(self._replies)

@@ -15,6 +15,7 @@ from vmmd.api.system import InfoResult, VmInfo
 
 from . import calls
 from .address import Address
+from .calls import BytesLike
 from .channel import DEFAULT_TIMEOUT_S, Batch, Channel
 from .errors import ConnectError, VersionMismatch
 from .events import Events, Place
@@ -90,7 +91,7 @@ class Isa:
         """
         return await self._channel.send(calls.assemble(source, origin))
 
-    async def disassemble(self, code: bytes, origin: int = 0) -> list[Line]:
+    async def disassemble(self, code: BytesLike, origin: int = 0) -> list[Line]:
         """Write code as T64 source, a word a line; assembled again it is the same code.
 
         Args:
@@ -135,7 +136,7 @@ class Client:
             attempts: how often a call is sent at most, where a connection fails and a repetition is safe.
 
         Raises:
-            ValueError: fewer than one attempt, or a time that is not positive and finite.
+            UnusableArgument: fewer than one attempt, or a time that is not positive and finite.
         """
         self._use(Channel(transport, timeout_s=timeout_s, attempts=attempts))
 
@@ -150,6 +151,9 @@ class Client:
         client = copy.copy(self)
         client._use(self._channel.with_timeout(timeout_s))
         return client
+
+    def __repr__(self) -> str:
+        return f"Client({self._channel.transport!r})"
 
     def vm(self, vm: str) -> Vm:
         """Name a VM by its id; whether it exists is for the first call to tell."""
@@ -184,7 +188,7 @@ class Client:
         return Events(self._channel, vm, since)
 
     async def aclose(self) -> None:
-        """Close every connection; idempotent. `async with` does it."""
+        """Close every connection; idempotent. `async with` does it. Calls under way are ClientClosed."""
         await self._channel.aclose()
 
     async def __aenter__(self) -> Self:
@@ -218,7 +222,8 @@ def connect(
 
     Raises:
         ConnectError: the URL has another form; or, on entering, nobody listens there.
-        ValueError: fewer than one attempt, or a time that is not positive and finite.
+        UnusableArgument: fewer than one attempt, a time that is not positive and finite, or a token that no HTTP header
+            can hold.
     """
     transport = WebSocketTransport(url, token) if Address.parse(url).websocket else HttpTransport(url, token)
     return Client(transport, timeout_s=timeout_s, attempts=attempts)
@@ -233,4 +238,5 @@ def from_env() -> Client:
     url = os.environ.get("VMMD_URL")
     if not url:
         raise ConnectError("VMMD_URL is not set; set it to the URL that the daemon printed, unix:///… or http://…")
-    return connect(url, token=os.environ.get("VMMD_TOKEN"))
+    token = os.environ.get("VMMD_TOKEN", "").strip()
+    return connect(url, token=token or None)

@@ -9,7 +9,10 @@
     │   ├── Disconnected            the connection ended before the answer was whole: close_code; perhaps executed
     │   │   └── ClientClosed            … because this client was closed
     │   ├── CallTimeout             no answer within its time; the call may have been executed
-    │   └── HttpRefused             an HTTP status instead of an answer: status, as 401 for a missing token
+    │   ├── HttpRefused             an HTTP status instead of an answer: status, as 401 for a missing token
+    │   └── ForeignEventLoop        the client belongs to another event loop; nothing was sent
+    ├── UnusableArgument        an argument of the library's own that cannot be meant, also a ValueError: argument
+    │   └── UnusableToken           … a token that no HTTP header can hold
     ├── ProtocolError           what came back is no answer to what was asked
     │   └── VersionMismatch         … of a KVM API that this library does not speak: daemon_version, library_version
     ├── PlanError               a transaction that cannot be meant; nothing was sent
@@ -19,7 +22,7 @@
     │   ├── Misaligned              … an address or a size is not of whole pages: field, value
     │   ├── OutOfRange              … an address, a size, an id or flags that no memslot can have: field, value
     │   ├── PlanTooLarge            … it goes into no body that the daemon takes
-    │   └── UnsendableParam         … a parameter of a call that JSON has no text for: method, parameter
+    │   └── UnsendableParam         … a parameter of a call that cannot be sent, as text for bytes: method, parameter
     ├── TransactionRefused      the daemon refused a step: step, what, rolled_back; its cause is that step's RpcError
     ├── TransactionUnsettled    what became of a transaction could not be learned; its cause says why
     └── RpcError                the daemon answered with an error: code, message, data
@@ -111,6 +114,29 @@ class HttpRefused(TransportError):
         self.status = status
 
 
+class ForeignEventLoop(TransportError):
+    """The client's connections belong to another event loop, that of an earlier `asyncio.run`: nothing was sent."""
+
+
+class UnusableArgument(VmmdError, ValueError):
+    """An argument of the library itself that cannot be meant, as a time of no length. Nothing was sent.
+
+    Attributes:
+        argument: the argument's name.
+    """
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(f"{argument}: {problem}")
+        self.argument = argument
+
+
+class UnusableToken(UnusableArgument):
+    """A token that no HTTP header can hold: empty, or with a control character as a newline at its end."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("token", problem)
+
+
 class ProtocolError(VmmdError):
     """What came back is no answer to what was asked: another protocol, or another version of it."""
 
@@ -137,7 +163,7 @@ class PlanError(VmmdError):
 
 
 class UnsendableParam(PlanError):
-    """A parameter of a call that JSON has no text for, as bytes or NaN. Nothing was sent.
+    """A parameter of a call that cannot be sent: text where bytes are wanted, bytes for text, NaN. Nothing was sent.
 
     Attributes:
         method: the method.
@@ -145,7 +171,7 @@ class UnsendableParam(PlanError):
     """
 
     def __init__(self, method: str, parameter: str, problem: str) -> None:
-        super().__init__(f"{method}: the parameter {parameter} cannot be sent: {problem}; bytes go as base64 text")
+        super().__init__(f"{method}: the parameter {parameter} cannot be sent: {problem}")
         self.method = method
         self.parameter = parameter
 

@@ -4,13 +4,18 @@ A connection carries one call at a time. A call that is cancelled or timed out d
 call can find the answer on it.
 """
 
+import io
+
 import aiohttp
 
 from .address import Address
-from .errors import CallTimeout, ClientClosed, ConnectError, ConnectTimeout, Disconnected, HttpRefused, TransportError
+from .errors import CallTimeout, ClientClosed, ConnectError, ConnectTimeout, Disconnected, TransportError
+from .http_session import HttpSession
 from .protocol import Question
 from .transport import CONNECT_TIMEOUT_S, MAX_CONNECTIONS
-from .websocket import SocketLink, open_link, open_session
+from .websocket import SocketLink, open_link
+
+_MOST_AT_ONCE_BYTES = 1 << 20
 
 
 class HttpTransport:
@@ -25,11 +30,13 @@ class HttpTransport:
 
         Raises:
             ConnectError: the URL has another form.
+            UnusableToken: no HTTP header can hold the token.
         """
         self._address = Address.parse(url)
-        self._token = token
-        self._http: aiohttp.ClientSession | None = None
-        self._closed = False
+        self._http = HttpSession(self._address, token, MAX_CONNECTIONS)
+
+    def __repr__(self) -> str:
+        return f"HttpTransport({self._address.url!r})"
 
     async def exchange(self, question: Question, timeout_s: float) -> bytes:
         """Send one POST and give the answer's body; see `Transport.exchange`."""
@@ -37,10 +44,10 @@ class HttpTransport:
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         headers = {"Content-Type": "application/json"}
         try:
-            async with self._session().post(
-                address.rpc_url, data=question.body, headers=headers, timeout=timeout
+            async with self._http.opened().post(
+                address.rpc_url, data=_data(question.body), headers=headers, timeout=timeout
             ) as response:
-                answer = await response.read()
+                return await response.read()
         except aiohttp.ConnectionTimeoutError:
             raise ConnectTimeout(address.no_connection(CONNECT_TIMEOUT_S)) from None
         except TimeoutError:
@@ -48,27 +55,23 @@ class HttpTransport:
         except aiohttp.ClientConnectorError as error:
             raise ConnectError(address.no_listener(error.os_error.strerror or str(error))) from None
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError) as error:
+            if self._http.closed:
+                raise ClientClosed(address.closed_meanwhile()) from None
             raise Disconnected(address.hung_up(str(error))) from None
         except aiohttp.ClientError as error:
+            if self._http.closed:
+                raise ClientClosed(address.closed_meanwhile()) from None
             raise TransportError(f"{address.url} could not be asked: {error}") from None
-        if response.status != 200:
-            raise HttpRefused(address.refused(response.status, answer), response.status)
-        return answer
 
     async def link(self) -> SocketLink:
         """Open a WebSocket beside the POSTs; see `Transport.link`."""
-        return await open_link(self._session(), self._address)
+        return await open_link(self._http.opened(), self._address)
 
     async def aclose(self) -> None:
-        """Close every connection; idempotent."""
-        self._closed = True
-        http, self._http = self._http, None
-        if http is not None:
-            await http.close()
+        """Close every connection; idempotent. Calls under way are ClientClosed."""
+        await self._http.aclose()
 
-    def _session(self) -> aiohttp.ClientSession:
-        if self._closed:
-            raise ClientClosed(self._address.closed())
-        if self._http is None:
-            self._http = open_session(self._address, self._token, MAX_CONNECTIONS)
-        return self._http
+
+def _data(body: bytes) -> bytes | io.BytesIO:
+    """Give a body as aiohttp wants it: a large one as a file, or it warns that sending it keeps the event loop."""
+    return io.BytesIO(body) if len(body) > _MOST_AT_ONCE_BYTES else body

@@ -194,7 +194,7 @@ def _request(call: Call[Any], call_id: int) -> bytes:
             try:
                 _encode(value)
             except (TypeError, ValueError, RecursionError) as error:
-                raise UnsendableParam(call.method, name, str(error)) from None
+                raise UnsendableParam(call.method, name, f"{error}; bytes go as base64 text") from None
         raise
 
 

@@ -4,7 +4,7 @@ Sent again is what cannot have had an effect (no connection was made), and what 
 when it is repeated: reads, and changes that bear a `request_id`. A call whose time is up is not sent again.
 """
 
-from .errors import ClientClosed, ConnectError, Disconnected, TransportError
+from .errors import ClientClosed, ConnectError, Disconnected, TransportError, UnusableArgument
 from .protocol import Question
 
 DEFAULT_ATTEMPTS = 3
@@ -25,10 +25,10 @@ def delays_s(attempts: int) -> list[float]:
     """Give the waits between so many attempts, in seconds: one fewer than there are attempts.
 
     Raises:
-        ValueError: fewer than one attempt.
+        UnusableArgument: fewer than one attempt.
     """
-    if attempts < 1:
-        raise ValueError(f"attempts is {attempts}, and a call is sent at least once")
+    if not isinstance(attempts, int) or attempts < 1:
+        raise UnusableArgument("attempts", f"a call is sent at least once, and not {attempts!r} times")
     return [FIRST_DELAY_S * DELAY_FACTOR**index for index in range(attempts - 1)]
 
 

@@ -21,27 +21,16 @@ from .errors import (
     ConnectError,
     ConnectTimeout,
     Disconnected,
-    HttpRefused,
     TransportError,
     VmmdError,
 )
+from .http_session import HttpSession
 from .multiplex import Waiters
 from .protocol import Question
 from .transport import CONNECT_TIMEOUT_S, MAX_MESSAGE_BYTES
 
 HEARTBEAT_S = 20.0
 """How often a WebSocket is asked for a sign of life, in seconds; without one the connection counts as lost."""
-
-
-def open_session(address: Address, token: str | None, connections: int) -> aiohttp.ClientSession:
-    """Make an HTTP session for an address; it opens nothing yet."""
-    connector: aiohttp.BaseConnector
-    if address.socket_path is not None:
-        connector = aiohttp.UnixConnector(address.socket_path, limit=connections)
-    else:
-        connector = aiohttp.TCPConnector(limit=connections)
-    headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
-    return aiohttp.ClientSession(connector=connector, headers=headers)
 
 
 async def open_link(session: aiohttp.ClientSession, address: Address) -> "SocketLink":
@@ -55,13 +44,14 @@ async def open_link(session: aiohttp.ClientSession, address: Address) -> "Socket
             socket = await session.ws_connect(address.ws_url, max_msg_size=MAX_MESSAGE_BYTES, heartbeat=HEARTBEAT_S)
     except TimeoutError:
         raise ConnectTimeout(address.no_connection(CONNECT_TIMEOUT_S)) from None
-    except aiohttp.WSServerHandshakeError as error:
-        raise HttpRefused(address.refused(error.status, error.message.encode()), error.status) from None
     except aiohttp.ClientConnectorError as error:
         raise ConnectError(address.no_listener(error.os_error.strerror or str(error))) from None
     except aiohttp.ClientError as error:
         raise TransportError(f"{address.url} could not be asked for a WebSocket: {error}") from None
     return SocketLink(socket, address)
+
+
+_CLOSED_MEANWHILE = "this client was closed while the call was under way; whether it was executed is not known"
 
 
 class SocketLink:
@@ -84,7 +74,7 @@ class SocketLink:
             async with asyncio.timeout(timeout_s):
                 message = await self._socket.receive()
         except TimeoutError:
-            raise CallTimeout(self._address.no_answer(timeout_s or 0)) from None
+            raise CallTimeout(self._address.no_message(timeout_s or 0)) from None
         if message.type is aiohttp.WSMsgType.TEXT:
             text: str = message.data
             return text.encode()
@@ -110,16 +100,19 @@ class WebSocketTransport:
 
         Raises:
             ConnectError: the URL has another form.
+            UnusableToken: no HTTP header can hold the token.
         """
         self._address = Address.parse(url)
-        self._token = token
-        self._http: aiohttp.ClientSession | None = None
+        self._http = HttpSession(self._address, token, 0)
         self._connection: _Connection | None = None
         self._opening = asyncio.Lock()
-        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"WebSocketTransport({self._address.url!r})"
 
     async def exchange(self, question: Question, timeout_s: float) -> bytes:
         """Send one message and give the one that answers it; see `Transport.exchange`."""
+        self._http.opened()
         try:
             async with asyncio.timeout(timeout_s):
                 connection = await self._connected()
@@ -129,30 +122,21 @@ class WebSocketTransport:
 
     async def link(self) -> SocketLink:
         """Open another WebSocket; see `Transport.link`."""
-        return await open_link(self._session(), self._address)
+        return await open_link(self._http.opened(), self._address)
 
     async def aclose(self) -> None:
-        """Close every connection; idempotent. Calls under way are Disconnected."""
-        self._closed = True
+        """Close every connection; idempotent. Calls under way are ClientClosed."""
+        self._http.end()
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.aclose()
-        http, self._http = self._http, None
-        if http is not None:
-            await http.close()
+        await self._http.aclose()
 
     async def _connected(self) -> "_Connection":
         async with self._opening:
             if self._connection is None or self._connection.lost is not None:
                 self._connection = _Connection(await self.link())
             return self._connection
-
-    def _session(self) -> aiohttp.ClientSession:
-        if self._closed:
-            raise ClientClosed(self._address.closed())
-        if self._http is None:
-            self._http = open_session(self._address, self._token, 0)
-        return self._http
 
 
 class _Connection:
@@ -202,7 +186,7 @@ class _Connection:
         except VmmdError as error:
             self.lost = error
         except asyncio.CancelledError:
-            self.lost = ClientClosed("this client was closed while the call was under way")
+            self.lost = ClientClosed(_CLOSED_MEANWHILE)
             raise
         finally:
             for waiter in self._waiters.take_all():

@@ -22,6 +22,7 @@ from vmmd_client import (
     Disconnected,
     HttpRefused,
     ProtocolError,
+    UnusableToken,
     VersionMismatch,
 )
 
@@ -99,7 +100,7 @@ async def test_a_refused_upgrade_or_post_is_an_error_with_the_status(server: Ser
 
     server.handler = refuse
     server.websocket_status = 401
-    with pytest.raises(HttpRefused, match="401") as caught:
+    with pytest.raises(HttpRefused, match="HTTP 401: give a bearer token$") as caught:
         async with connect(twin, tcp(server, route)):
             pass
     assert caught.value.status == 401
@@ -236,3 +237,42 @@ async def test_a_closed_client_says_so(server: Server, twin: str, route: str):
     await vmmd.do("close" if twin == "sync" else "aclose")
     with pytest.raises(ClientClosed, match="closed"):
         await vmmd.do("kvm.get_api_version")
+
+
+async def test_a_closed_client_ends_the_calls_that_are_under_way(server: Server, twin: str, route: str):
+    asked = asyncio.Event()
+    release = asyncio.Event()
+
+    async def hang(request: Any) -> None:
+        asked.set()
+        await release.wait()
+
+    async with connect(twin, unix(server, route)) as vmmd:
+        server.answer = hang
+        waiting = asyncio.create_task(vmmd.do("call", "vm.start", vm="vm1"))
+        await asked.wait()
+        await vmmd.do("close" if twin == "sync" else "aclose")
+        with pytest.raises(ClientClosed, match="while the call was under way"):
+            await waiting
+    release.set()
+
+
+@pytest.mark.parametrize("token", ["abc\n", "a\rb", "a\0b", " a", "", 5])
+async def test_a_token_that_no_header_holds_is_refused_before_anything_is_opened(
+    server: Server, twin: str, route: str, token: Any
+):
+    with pytest.raises(UnusableToken) as caught:
+        connect(twin, tcp(server, route), token=token)
+    assert server.asked == []
+    assert "abc" not in str(caught.value)
+
+
+async def test_a_token_goes_in_utf_8(server: Server, twin: str, route: str):
+    async with connect(twin, tcp(server, route), token="schlüssel"):  # noqa: S106
+        pass
+    assert {request.headers["Authorization"] for request in server.asked} == {"Bearer schlüssel"}
+
+
+async def test_a_large_body_goes_without_a_complaint(server: Server, twin: str, route: str):
+    async with connect(twin, unix(server, route)) as vmmd:
+        assert await vmmd.do("call", "any", data="x" * (3 << 19)) == 12

@@ -205,3 +205,11 @@ async def test_leaving_the_block_by_an_exception_closes_the_connection(server: S
             raise KeyError("x")
     with pytest.raises(Disconnected, match="closed"):
         await vmmd.send(calls.get_info())
+
+
+async def test_a_token_of_the_environment_may_end_with_a_newline(server: Server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VMMD_URL", server.tcp_url)
+    monkeypatch.setenv("VMMD_TOKEN", TOKEN + "\n")
+    async with from_env():
+        pass
+    assert server.asked[0].headers["Authorization"] == f"Bearer {TOKEN}"

@@ -14,6 +14,7 @@ from vmmd_client import (
     ConnectError,
     Deadlock,
     Disconnected,
+    ForeignEventLoop,
     GapEvent,
     HoldConflict,
     HoldFailed,
@@ -313,3 +314,25 @@ async def run_when_free(vcpu: vmmd_client.Vcpu) -> None:
         except HoldConflict:
             continue
         return
+
+
+def test_a_client_of_an_earlier_event_loop_says_what_to_do(each_url: str):
+    vmmd = vmmd_client.connect(each_url)
+
+    async def ask() -> int:
+        return await vmmd.kvm.get_api_version()
+
+    async def close() -> None:
+        await vmmd.aclose()
+
+    loop = asyncio.new_event_loop()
+    try:
+        assert loop.run_until_complete(ask()) == 12
+        with pytest.raises(ForeignEventLoop, match=r"connect inside each asyncio\.run"):
+            asyncio.run(ask())
+        with pytest.raises(ForeignEventLoop):
+            asyncio.run(close())
+        assert loop.run_until_complete(ask()) == 12
+        loop.run_until_complete(close())
+    finally:
+        loop.close()

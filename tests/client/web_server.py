@@ -59,7 +59,7 @@ class Server:
         self.asked.append(request)
         self.connections.add(request.transport)
         if self.websocket_status != 101:
-            return web.Response(status=self.websocket_status)
+            return web.Response(status=self.websocket_status, text="give a bearer token")
         socket = web.WebSocketResponse(timeout=1.0)
         await socket.prepare(request)
         self.sockets.append(socket)
@@ -87,7 +87,7 @@ async def version(asked: Any) -> int:
 @contextlib.asynccontextmanager
 async def serving(folder: Path) -> AsyncIterator[Server]:
     server = Server(folder / "socket")
-    app = web.Application()
+    app = web.Application(client_max_size=4 << 20)
     app.add_routes([web.post("/rpc", server.post), web.get("/ws", server.websocket)])
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()

@@ -17,6 +17,7 @@ from vmmd.api.system import InfoResult, VmInfo
 
 from .. import calls
 from ..address import Address
+from ..calls import BytesLike
 from ..channel import DEFAULT_TIMEOUT_S
 from ..connection import KVM_API_VERSION
 from ..errors import ConnectError, VersionMismatch
@@ -92,7 +93,7 @@ class Isa:
         """
         return self._channel.send(calls.assemble(source, origin))
 
-    def disassemble(self, code: bytes, origin: int = 0) -> list[Line]:
+    def disassemble(self, code: BytesLike, origin: int = 0) -> list[Line]:
         """Write code as T64 source, a word a line; assembled again it is the same code.
 
         Args:
@@ -137,7 +138,7 @@ class Client:
             attempts: how often a call is sent at most, where a connection fails and a repetition is safe.
 
         Raises:
-            ValueError: fewer than one attempt, or a time that is not positive and finite.
+            UnusableArgument: fewer than one attempt, or a time that is not positive and finite.
         """
         self._use(Channel(transport, timeout_s=timeout_s, attempts=attempts))
 
@@ -152,6 +153,9 @@ class Client:
         client = copy.copy(self)
         client._use(self._channel.with_timeout(timeout_s))
         return client
+
+    def __repr__(self) -> str:
+        return f"Client({self._channel.transport!r})"
 
     def vm(self, vm: str) -> Vm:
         """Name a VM by its id; whether it exists is for the first call to tell."""
@@ -186,7 +190,7 @@ class Client:
         return Events(self._channel, vm, since)
 
     def close(self) -> None:
-        """Close every connection; idempotent. `with` does it."""
+        """Close every connection; idempotent. `with` does it. Calls under way are ClientClosed."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -220,7 +224,8 @@ def connect(
 
     Raises:
         ConnectError: the URL has another form; or, on entering, nobody listens there.
-        ValueError: fewer than one attempt, or a time that is not positive and finite.
+        UnusableArgument: fewer than one attempt, a time that is not positive and finite, or a token that no HTTP header
+            can hold.
     """
     transport = WebSocketTransport(url, token) if Address.parse(url).websocket else HttpTransport(url, token)
     return Client(transport, timeout_s=timeout_s, attempts=attempts)
@@ -235,4 +240,5 @@ def from_env() -> Client:
     url = os.environ.get("VMMD_URL")
     if not url:
         raise ConnectError("VMMD_URL is not set; set it to the URL that the daemon printed, unix:///… or http://…")
-    return connect(url, token=os.environ.get("VMMD_TOKEN"))
+    token = os.environ.get("VMMD_TOKEN", "").strip()
+    return connect(url, token=token or None)

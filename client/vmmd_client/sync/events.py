@@ -4,6 +4,8 @@ Each iterator has a WebSocket of its own, also where calls go by HTTP, so a slow
 connection is lost it is made anew and continues behind the last event that was given. What the daemon has forgotten
 meanwhile, or forgot because it was started anew, comes as one `GapEvent`: nothing is left out in silence, and nothing
 comes twice. The events' models are those of `vmmd.api.events`; of a type that they do not have comes an `OtherEvent`.
+A checker of types tells them apart by `isinstance`, and by `type`: behind `event.type == "hold.expired"` it is a
+`HoldExpiredEvent`.
 """
 
 # Made of ../events.py by `python -m tests.client.twin`: change that one.
@@ -13,10 +15,20 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
+from pydantic import ValidationError
+
 from .. import calls
 from ..channel import Reply
-from ..errors import CallTimeout, ClientClosed, ConnectError, ConnectTimeout, Disconnected, ProtocolError
-from ..events import RECONNECT_DELAYS_S, RECONNECT_TIMEOUT_S, AnyEvent, Place, _event, _notification
+from ..errors import (
+    CallTimeout,
+    ClientClosed,
+    ConnectError,
+    ConnectTimeout,
+    Disconnected,
+    ProtocolError,
+    UnusableArgument,
+)
+from ..events import RECONNECT_DELAYS_S, RECONNECT_TIMEOUT_S, AnyEvent, Place, _notification, read_event
 from .channel import Channel
 from .transport import Link
 from .waiting import sleep
@@ -30,6 +42,8 @@ class Events:
     """
 
     def __init__(self, channel: Channel, vm: str | None = None, since: Place | None = None) -> None:
+        if since is not None and not isinstance(since, Place):
+            raise UnusableArgument("since", f"a Place is wanted, as Events.place gives it or Place(5), not {since!r}")
         self._channel = channel
         self._vm = vm
         self._place = since
@@ -38,7 +52,11 @@ class Events:
         self._epoch: str | None = None
         self._link: Link | None = None
         self._came: deque[AnyEvent] = deque()
+        self._begun = False
         self._ended = False
+
+    def __repr__(self) -> str:
+        return f"Events(vm={self._vm!r}, place={self._place})"
 
     @property
     def place(self) -> Place | None:
@@ -49,27 +67,32 @@ class Events:
         """Give the next event.
 
         Args:
-            timeout_s: how long to wait for it, in seconds; None: for as long as it takes.
+            timeout_s: how long to wait for it, in seconds; None: for as long as it takes. A connection that is being
+                opened may take up to CONNECT_TIMEOUT_S longer.
 
         Raises:
             CallTimeout: none came in time; the iterator stands and may be asked again.
             ClientClosed: the iterator, or its client, was closed.
-            TransportError: the connection was lost, and not made anew in time.
+            TransportError: the connection was lost, and not made anew in time; the iterator may be asked again.
             ProtocolError: what came is no event.
             RpcError: the daemon refused the subscription.
         """
         self._refuse_if_ended()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._came:
+            link = self._link or self._subscribed(deadline)
+            # What came behind the answer to the subscription is there already.
+            if self._came:
+                break
+            left_s = None if deadline is None else max(deadline - time.monotonic(), 0)
             try:
-                link = self._link or self._subscribe()
-                left_s = None if deadline is None else max(deadline - time.monotonic(), 0)
                 self._take(link.receive(left_s))
+            except CallTimeout:
+                raise CallTimeout(f"no event came within {timeout_s:g} s; the subscription stands") from None
             except Disconnected:
                 self._drop()
                 # It may be our own doing: whoever closes need not be who waits.
                 self._refuse_if_ended()
-                self._subscribe_anew(deadline)
         event = self._came.popleft()
         self._place = Place(event.seq, self._epoch)
         return event
@@ -119,29 +142,29 @@ class Events:
             link.close()
             raise
         self._epoch = standing.epoch
+        self._begun = True
         if begins:
             self._place = Place(standing.seq, standing.epoch)
         self._link = link
         return link
 
-    def _subscribe_anew(self, wanted_by: float | None) -> None:
-        """Subscribe again for as long as it may take, and at most until an event is wanted by."""
+    def _subscribed(self, wanted_by: float | None) -> Link:
+        """Subscribe; again for as long as it may take where it did before, and at most until an event is wanted by."""
         deadline = time.monotonic() + RECONNECT_TIMEOUT_S
         if wanted_by is not None:
             deadline = min(deadline, wanted_by)
         tries = 0
         while True:
-            sleep(RECONNECT_DELAYS_S[min(tries, len(RECONNECT_DELAYS_S) - 1)])
-            tries += 1
             try:
-                self._subscribe()
+                return self._subscribe()
             except ClientClosed:
                 raise
             except (ConnectError, ConnectTimeout, Disconnected, CallTimeout):
-                if time.monotonic() >= deadline:
+                left_s = deadline - time.monotonic()
+                if not self._begun or left_s <= 0:
                     raise
-            else:
-                return
+            sleep(min(RECONNECT_DELAYS_S[min(tries, len(RECONNECT_DELAYS_S) - 1)], left_s))
+            tries += 1
 
     def _refuse_if_ended(self) -> None:
         if self._ended:
@@ -158,4 +181,9 @@ class Events:
         if notification is None:
             raise ProtocolError(f"a message on a subscription is no notification; it begins with {message[:60]!r}")
         if notification["method"] == "event":
-            self._came.append(_event(notification.get("params")))
+            try:
+                self._came.append(read_event(notification.get("params")))
+            except ValidationError as error:
+                problems = error.errors(include_url=False)[:3]
+                doubt = "is the daemon of another version?"
+                raise ProtocolError(f"an event has another shape ({doubt}): {problems}") from None

@@ -8,10 +8,10 @@ import http.client
 import threading
 
 from ..address import Address
-from ..errors import ClientClosed, HttpRefused
+from ..errors import ClientClosed, Disconnected, HttpRefused
 from ..protocol import Question
 from ..transport import MAX_CONNECTIONS
-from .sockets import Deadline, is_stale, open_socket, told_as_ours
+from .sockets import Deadline, end_socket, header_bytes, is_stale, open_socket, told_as_ours
 from .websocket import SocketLink, open_link
 
 
@@ -27,15 +27,20 @@ class HttpTransport:
 
         Raises:
             ConnectError: the URL has another form.
+            UnusableToken: no HTTP header can hold the token.
         """
         self._address = Address.parse(url)
-        self._token = token
+        self._headers = header_bytes(token)
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         # Guards what follows.
         self._lock = threading.Lock()
         self._idle: list[http.client.HTTPConnection] = []
+        self._busy: set[http.client.HTTPConnection] = set()
         self._links: list[SocketLink] = []
         self._closed = False
+
+    def __repr__(self) -> str:
+        return f"HttpTransport({self._address.url!r})"
 
     def exchange(self, question: Question, timeout_s: float) -> bytes:
         """Send one POST and give the answer's body; see `Transport.exchange`."""
@@ -45,12 +50,15 @@ class HttpTransport:
                 raise TimeoutError
         try:
             connection = self._connection()
+            is_kept = False
             try:
                 status, answer, is_kept = self._post(connection, question.body, deadline)
-            except BaseException:
-                connection.close()
+            except Disconnected:
+                if self._closed:
+                    raise ClientClosed(self._address.closed_meanwhile()) from None
                 raise
-            self._give_back(connection, is_kept=is_kept)
+            finally:
+                self._give_back(connection, is_kept=is_kept)
         finally:
             self._free.release()
         if status != 200:
@@ -60,18 +68,20 @@ class HttpTransport:
     def link(self) -> SocketLink:
         """Open a WebSocket beside the POSTs; see `Transport.link`."""
         self._refuse_if_closed()
-        link = open_link(self._address, self._token)
+        link = open_link(self._address, self._headers)
         with self._lock:
             self._links = [other for other in self._links if not other.closed]
             self._links.append(link)
         return link
 
     def close(self) -> None:
-        """Close every connection that is idle, and each that is used as soon as it is given back; idempotent."""
+        """Close every connection; idempotent. Calls under way are ClientClosed."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
             links, self._links = self._links, []
+            for busy in self._busy:
+                end_socket(busy.sock)
         for connection in idle:
             connection.close()
         for link in links:
@@ -79,9 +89,7 @@ class HttpTransport:
 
     def _post(self, connection: http.client.HTTPConnection, body: bytes, deadline: Deadline) -> tuple[int, bytes, bool]:
         """Give status and body of the answer, and whether the connection may be used again."""
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        if self._token is not None:
-            headers["Authorization"] = f"Bearer {self._token}"
+        headers = {"Content-Type": b"application/json", "Content-Length": str(len(body)).encode(), **self._headers}
         with told_as_ours(self._address, deadline):
             if connection.sock is None:
                 raise ConnectionResetError("the connection was closed")
@@ -104,11 +112,20 @@ class HttpTransport:
         self._refuse_if_closed()
         while (kept := self._kept()) is not None:
             if kept.sock is not None and not is_stale(kept.sock):
-                return kept
+                return self._used(kept)
             kept.close()
         connection = http.client.HTTPConnection(self._address.authority)
         connection.sock = open_socket(self._address)
-        return connection
+        return self._used(connection)
+
+    def _used(self, connection: http.client.HTTPConnection) -> http.client.HTTPConnection:
+        """Have `close` end a connection that a call is on."""
+        with self._lock:
+            if not self._closed:
+                self._busy.add(connection)
+                return connection
+        connection.close()
+        raise ClientClosed(self._address.closed())
 
     def _kept(self) -> http.client.HTTPConnection | None:
         with self._lock:
@@ -116,6 +133,7 @@ class HttpTransport:
 
     def _give_back(self, connection: http.client.HTTPConnection, *, is_kept: bool) -> None:
         with self._lock:
+            self._busy.discard(connection)
             if is_kept and not self._closed:
                 self._idle.append(connection)
                 return

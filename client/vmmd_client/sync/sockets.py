@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from urllib.parse import urlsplit
 
-from ..address import Address
+from ..address import Address, authorization
 from ..errors import CallTimeout, ConnectError, ConnectTimeout, Disconnected
 from ..transport import CONNECT_TIMEOUT_S
 
@@ -81,6 +81,23 @@ def wait_readable(opened: socket.socket, deadline: Deadline) -> None:
         left_s = deadline.left_s()
         if not _readable(opened, None if left_s is None else left_s * 1000):
             raise TimeoutError
+
+
+def end_socket(opened: socket.socket | None) -> None:
+    """End a connection under whoever waits on it in another thread; that one closes the socket."""
+    if opened is not None:
+        with contextlib.suppress(OSError):
+            # Not the method of a TLS socket, which would take the encryption away under the other thread.
+            socket.socket.shutdown(opened, socket.SHUT_RDWR)
+
+
+def header_bytes(token: str | None) -> dict[str, bytes]:
+    """Give the header that bears a token, in UTF-8 as the asynchronous twin sends it.
+
+    Raises:
+        UnusableToken: no header can hold it.
+    """
+    return {name: value.encode() for name, value in authorization(token).items()}
 
 
 def is_stale(opened: socket.socket) -> bool:

@@ -15,7 +15,7 @@ from vmmd.api.memslots import RegionListResult
 from vmmd.api.vcpus import StatsResult
 
 from .. import calls
-from ..calls import ChangeOptions, GatedChangeOptions
+from ..calls import BytesLike, ChangeOptions, GatedChangeOptions
 from ..dirty import DirtyView
 from ..events import Place
 from ..memslots import Memslot, SlotMap, with_call
@@ -149,7 +149,7 @@ class Vm(VmMemory):
         return self._channel.send(calls.get_dirty_log(self.id, slot, first_page, num_pages, **options))
 
     def clear_dirty_log(
-        self, slot: int, first_page: int, num_pages: int, bitmap: bytes, **options: Unpack[GatedChangeOptions]
+        self, slot: int, first_page: int, num_pages: int, bitmap: BytesLike, **options: Unpack[GatedChangeOptions]
     ) -> None:
         """KVM_CLEAR_DIRTY_LOG: clear the bits that `bitmap` has set, from `first_page` on.
 
@@ -298,7 +298,9 @@ class Vm(VmMemory):
         """End all run loops, and an advance; idempotent."""
         self._channel.send(calls.stop(self.id, **options))
 
-    def load_elf(self, data: bytes, vcpu: int | None = None, **options: Unpack[GatedChangeOptions]) -> LoadElfResult:
+    def load_elf(
+        self, data: BytesLike, vcpu: int | None = None, **options: Unpack[GatedChangeOptions]
+    ) -> LoadElfResult:
         """Load an ELF64 executable for RISC-V through the memslots, all of it or nothing.
 
         Args:

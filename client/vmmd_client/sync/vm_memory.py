@@ -8,7 +8,7 @@
 from typing import Unpack
 
 from .. import calls
-from ..calls import GatedChangeOptions, GateOptions
+from ..calls import BytesLike, GatedChangeOptions, GateOptions
 from .channel import Channel
 
 
@@ -22,6 +22,9 @@ class VmMemory:
     def __init__(self, channel: Channel, vm: str) -> None:
         self._channel = channel
         self.id = vm
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r})"
 
     def map_host_memory(
         self, size: int, name: str | None = None, *, sparse: bool | None = None, **options: Unpack[GatedChangeOptions]
@@ -56,7 +59,7 @@ class VmMemory:
         """
         return self._channel.send(calls.read_host_memory(self.id, userspace_addr, length, **options))
 
-    def write_host_memory(self, userspace_addr: int, data: bytes, **options: Unpack[GatedChangeOptions]) -> None:
+    def write_host_memory(self, userspace_addr: int, data: BytesLike, **options: Unpack[GatedChangeOptions]) -> None:
         """Write bytes by their userspace address; marks no page dirty.
 
         Raises:
@@ -72,7 +75,7 @@ class VmMemory:
         """
         return self._channel.send(calls.read_guest_memory(self.id, guest_phys_addr, length, **options))
 
-    def write_guest_memory(self, guest_phys_addr: int, data: bytes, **options: Unpack[GatedChangeOptions]) -> None:
+    def write_guest_memory(self, guest_phys_addr: int, data: BytesLike, **options: Unpack[GatedChangeOptions]) -> None:
         """Write bytes through the memslots; marks pages dirty where the slot logs.
 
         Raises:

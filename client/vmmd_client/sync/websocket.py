@@ -10,6 +10,7 @@ import contextlib
 import copy
 import socket
 import threading
+from collections.abc import Mapping
 
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
@@ -39,15 +40,17 @@ from ..errors import (
 from ..multiplex import Waiters
 from ..protocol import Question
 from ..transport import CONNECT_TIMEOUT_S, MAX_MESSAGE_BYTES
-from .sockets import Deadline, open_socket, told_as_ours, wait_readable
+from .sockets import Deadline, header_bytes, open_socket, told_as_ours, wait_readable
 
 STEP_TIMEOUT_S = 30.0
 """How long the daemon may take to take one message, in seconds."""
 
 _READ_BYTES = 1 << 16
 
+_CLOSED_MEANWHILE = "this client was closed while the call was under way; whether it was executed is not known"
 
-def open_link(address: Address, token: str | None) -> "SocketLink":
+
+def open_link(address: Address, headers: Mapping[str, bytes]) -> "SocketLink":
     """Open a WebSocket.
 
     Raises:
@@ -55,7 +58,7 @@ def open_link(address: Address, token: str | None) -> "SocketLink":
     """
     link = SocketLink(open_socket(address), address)
     try:
-        link.shake_hands(token)
+        link.shake_hands(headers)
     except CallTimeout:
         link.close()
         raise ConnectTimeout(address.no_connection(CONNECT_TIMEOUT_S)) from None
@@ -87,7 +90,7 @@ class SocketLink:
         """Whether it was closed from this side."""
         return self._closed
 
-    def shake_hands(self, token: str | None) -> None:
+    def shake_hands(self, headers: Mapping[str, bytes]) -> None:
         """Have the server make a WebSocket of the connection.
 
         Raises:
@@ -95,19 +98,21 @@ class SocketLink:
             CallTimeout: it did not answer.
             Disconnected: it hung up.
         """
-        headers = [(b"Authorization", f"Bearer {token}".encode())] if token is not None else []
+        extra = [(name.encode(), value) for name, value in headers.items()]
         deadline = Deadline(CONNECT_TIMEOUT_S)
-        self._send(Request(host=self._address.authority, target="/ws", extra_headers=headers))
+        self._send(Request(host=self._address.authority, target="/ws", extra_headers=extra))
         refusal, body = None, b""
         while True:
             for event in self._read(deadline):
                 if isinstance(event, AcceptConnection):
                     return
+                whole = False
                 if isinstance(event, RejectConnection):
-                    refusal = event.status_code
+                    refusal, whole = event.status_code, not event.has_body
                 if isinstance(event, RejectData):
                     body += event.data
-                if refusal is not None and (not isinstance(event, RejectData) or event.body_finished):
+                    whole = event.body_finished
+                if refusal is not None and whole:
                     raise HttpRefused(self._address.refused(refusal, body), refusal)
 
     def send(self, body: bytes) -> None:
@@ -117,9 +122,12 @@ class SocketLink:
     def receive(self, timeout_s: float | None) -> bytes:
         """Give the next text; see `Link.receive`."""
         deadline = Deadline(timeout_s)
-        while not self._came:
-            for event in self._read(deadline):
-                self._take(event)
+        try:
+            while not self._came:
+                for event in self._read(deadline):
+                    self._take(event)
+        except CallTimeout:
+            raise CallTimeout(self._address.no_message(timeout_s or 0)) from None
         return self._came.pop(0)
 
     def close(self) -> None:
@@ -187,16 +195,20 @@ class WebSocketTransport:
 
         Raises:
             ConnectError: the URL has another form, or asks for TLS, whose sockets no two threads may use at once.
+            UnusableToken: no HTTP header can hold the token.
         """
         self._address = Address.parse(url)
         if self._address.tls:
             raise ConnectError(f"{url}: threads cannot share a WebSocket over TLS; give https:// in place of wss://")
-        self._token = token
+        self._headers = header_bytes(token)
         # Guards what follows.
         self._lock = threading.Lock()
         self._connection: _Connection | None = None
         self._links: list[SocketLink] = []
         self._closed = False
+
+    def __repr__(self) -> str:
+        return f"WebSocketTransport({self._address.url!r})"
 
     def exchange(self, question: Question, timeout_s: float) -> bytes:
         """Send one message and give the one that answers it; see `Transport.exchange`."""
@@ -211,7 +223,7 @@ class WebSocketTransport:
             return self._open()
 
     def close(self) -> None:
-        """Close every connection; idempotent. Calls under way are Disconnected."""
+        """Close every connection; idempotent. Calls under way are ClientClosed."""
         with self._lock:
             self._closed = True
             links, self._links = self._links, []
@@ -228,7 +240,7 @@ class WebSocketTransport:
     def _open(self) -> SocketLink:
         if self._closed:
             raise ClientClosed(self._address.closed())
-        link = open_link(self._address, self._token)
+        link = open_link(self._address, self._headers)
         self._links = [other for other in self._links if not other.closed]
         self._links.append(link)
         return link
@@ -273,7 +285,7 @@ class _Connection:
                     if waiter is not None and not waiter.done():
                         waiter.set_result(message)
         except VmmdError as error:
-            lost = error
+            lost = ClientClosed(_CLOSED_MEANWHILE) if self._link.closed else error
         finally:
             with self._lock:
                 self.lost = lost
