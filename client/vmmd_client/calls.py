@@ -6,6 +6,7 @@ are the wire's; addresses and sizes are integers, bytes are bytes. What is legal
 
 import base64
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -17,8 +18,12 @@ from vmmd.api.memslots import RegionListResult, RegionsResult
 from vmmd.api.system import InfoResult, VmInfo
 from vmmd.api.vcpus import RunResult, StatsResult
 
+from .errors import UnsendableParam
 from .memslots import Memslot
 from .protocol import Call, T
+
+BytesLike = bytes | bytearray | memoryview
+"""What is taken for bytes; so is anything else that has a buffer."""
 
 
 class ChangeOptions(TypedDict, total=False):
@@ -102,9 +107,11 @@ def read_host_memory(vm: str, userspace_addr: int, length: int, **options: Unpac
     )
 
 
-def write_host_memory(vm: str, userspace_addr: int, data: bytes, **options: Unpack[GatedChangeOptions]) -> Call[None]:
+def write_host_memory(
+    vm: str, userspace_addr: int, data: BytesLike, **options: Unpack[GatedChangeOptions]
+) -> Call[None]:
     """Write bytes by their userspace address."""
-    return _call("vm.write_host_memory", _whole, vm=vm, userspace_addr=userspace_addr, data=data, **options)
+    return _call("vm.write_host_memory", _whole, vm=vm, userspace_addr=userspace_addr, data=_bytes(data), **options)
 
 
 def read_guest_memory(vm: str, guest_phys_addr: int, length: int, **options: Unpack[GateOptions]) -> Call[bytes]:
@@ -114,9 +121,11 @@ def read_guest_memory(vm: str, guest_phys_addr: int, length: int, **options: Unp
     )
 
 
-def write_guest_memory(vm: str, guest_phys_addr: int, data: bytes, **options: Unpack[GatedChangeOptions]) -> Call[None]:
+def write_guest_memory(
+    vm: str, guest_phys_addr: int, data: BytesLike, **options: Unpack[GatedChangeOptions]
+) -> Call[None]:
     """Write bytes through the memslots."""
-    return _call("vm.write_guest_memory", _whole, vm=vm, guest_phys_addr=guest_phys_addr, data=data, **options)
+    return _call("vm.write_guest_memory", _whole, vm=vm, guest_phys_addr=guest_phys_addr, data=_bytes(data), **options)
 
 
 def set_user_memory_region(vm: str, region: Memslot, **options: Unpack[GatedChangeOptions]) -> Call[int]:
@@ -176,7 +185,7 @@ def get_dirty_log(
 
 
 def clear_dirty_log(
-    vm: str, slot: int, first_page: int, num_pages: int, bitmap: bytes, **options: Unpack[GatedChangeOptions]
+    vm: str, slot: int, first_page: int, num_pages: int, bitmap: BytesLike, **options: Unpack[GatedChangeOptions]
 ) -> Call[None]:
     """KVM_CLEAR_DIRTY_LOG."""
     return _call(
@@ -186,7 +195,7 @@ def clear_dirty_log(
         slot=slot,
         first_page=first_page,
         num_pages=num_pages,
-        bitmap=bitmap,
+        bitmap=_bytes(bitmap),
         **options,
     )
 
@@ -230,10 +239,10 @@ def create_vcpu(vm: str, vcpu: int, **options: Unpack[ChangeOptions]) -> Call[in
 
 
 def run(
-    vm: str, vcpu: int, data: bytes | None = None, timeout_ms: int | None = None, **options: Unpack[ChangeOptions]
+    vm: str, vcpu: int, data: BytesLike | None = None, timeout_ms: int | None = None, **options: Unpack[ChangeOptions]
 ) -> Call[RunResult]:
     """One KVM_RUN."""
-    return _call("vcpu.run", _whole, vm=vm, vcpu=vcpu, data=data, timeout_ms=timeout_ms, **options)
+    return _call("vcpu.run", _whole, vm=vm, vcpu=vcpu, data=_bytes(data), timeout_ms=timeout_ms, **options)
 
 
 def get_regs(vm: str, vcpu: int) -> Call[dict[str, int]]:
@@ -308,10 +317,10 @@ def stop(vm: str, **options: Unpack[ChangeOptions]) -> Call[None]:
 
 
 def load_elf(
-    vm: str, data: bytes, vcpu: int | None = None, **options: Unpack[GatedChangeOptions]
+    vm: str, data: BytesLike, vcpu: int | None = None, **options: Unpack[GatedChangeOptions]
 ) -> Call[LoadElfResult]:
     """Load an ELF executable through the memslots."""
-    return _call("vm.load_elf", _whole, vm=vm, data=data, vcpu=vcpu, **options)
+    return _call("vm.load_elf", _whole, vm=vm, data=_bytes(data), vcpu=vcpu, **options)
 
 
 def read_console(vm: str, since: int) -> Call[ConsoleResult]:
@@ -324,9 +333,9 @@ def assemble(source: str, origin: int) -> Call[AssembleResult]:
     return _call("isa.assemble", _whole, source=source, origin=origin)
 
 
-def disassemble(code: bytes, origin: int) -> Call[list[Line]]:
+def disassemble(code: BytesLike, origin: int) -> Call[list[Line]]:
     """Write code as T64 source."""
-    return _call("isa.disassemble", _whole, code=code, origin=origin)
+    return _call("isa.disassemble", _whole, code=_bytes(code), origin=origin)
 
 
 def subscribe(vm: str | None, since: int | None, epoch: str | None) -> Call[SubscribeResult]:
@@ -345,13 +354,38 @@ def discover() -> Call[dict[str, Any]]:
 
 
 def _call(method: str, unwrap: Callable[[Any], T], **params: Any) -> Call[T]:
-    """Make a call; parameters that are None are left out, and bytes become base64."""
-    given = {
-        name: base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else value
-        for name, value in params.items()
-        if value is not None
-    }
+    """Make a call; parameters that are None are left out.
+
+    Raises:
+        UnsendableParam: bytes where text is wanted, or the other way round.
+    """
+    given = {name: value for name, value in params.items() if value is not None}
+    for name, value in given.items():
+        if isinstance(value, _Bytes):
+            given[name] = value.base64(method, name)
+        elif isinstance(value, bytes | bytearray | memoryview):
+            raise UnsendableParam(method, name, f"it is {type(value).__name__}, and text is wanted: decode it")
     return Call(method, given, unwrap)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bytes:
+    """A parameter that is bytes, as it was given; a text in its place would go as somebody's base64."""
+
+    value: object
+
+    def base64(self, method: str, name: str) -> str:
+        try:
+            # Whatever has a buffer, as an array of numpy's, and also one with gaps.
+            view = memoryview(self.value)  # type: ignore[arg-type]
+        except TypeError:
+            problem = f"it is {type(self.value).__name__}, and bytes are wanted"
+            raise UnsendableParam(method, name, problem + (": encode it" * isinstance(self.value, str))) from None
+        return base64.b64encode(view if view.c_contiguous else view.tobytes()).decode("ascii")
+
+
+def _bytes(value: BytesLike | None) -> _Bytes | None:
+    return None if value is None else _Bytes(value)
 
 
 def _whole(result: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Unpack
 from vmmd.api.vcpus import RunResult, StatsResult
 
 from . import calls
-from .calls import ChangeOptions
+from .calls import BytesLike, ChangeOptions
 from .channel import Channel
 
 
@@ -22,12 +22,15 @@ class Vcpu:
         self.vm_id = vm
         self.id = vcpu
 
+    def __repr__(self) -> str:
+        return f"Vcpu({self.id}, vm={self.vm_id!r})"
+
     def with_timeout(self, timeout_s: float) -> "Vcpu":
         """Give a handle on the same vCPU whose calls may take `timeout_s` seconds each."""
         return Vcpu(self._channel.with_timeout(timeout_s), self.vm_id, self.id)
 
     async def run(
-        self, data: bytes | None = None, *, timeout_ms: int | None = None, **options: Unpack[ChangeOptions]
+        self, data: BytesLike | None = None, *, timeout_ms: int | None = None, **options: Unpack[ChangeOptions]
     ) -> RunResult:
         """KVM_RUN once: the guest runs until userspace must see something.
 

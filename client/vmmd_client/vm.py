@@ -14,7 +14,7 @@ from vmmd.api.memslots import RegionListResult
 from vmmd.api.vcpus import StatsResult
 
 from . import calls
-from .calls import ChangeOptions, GatedChangeOptions
+from .calls import BytesLike, ChangeOptions, GatedChangeOptions
 from .channel import Channel
 from .dirty import DirtyView
 from .dirty_log import DirtyLog
@@ -158,7 +158,7 @@ class Vm(VmMemory):
         return await self._channel.send(calls.get_dirty_log(self.id, slot, first_page, num_pages, **options))
 
     async def clear_dirty_log(
-        self, slot: int, first_page: int, num_pages: int, bitmap: bytes, **options: Unpack[GatedChangeOptions]
+        self, slot: int, first_page: int, num_pages: int, bitmap: BytesLike, **options: Unpack[GatedChangeOptions]
     ) -> None:
         """KVM_CLEAR_DIRTY_LOG: clear the bits that `bitmap` has set, from `first_page` on.
 
@@ -308,7 +308,7 @@ class Vm(VmMemory):
         await self._channel.send(calls.stop(self.id, **options))
 
     async def load_elf(
-        self, data: bytes, vcpu: int | None = None, **options: Unpack[GatedChangeOptions]
+        self, data: BytesLike, vcpu: int | None = None, **options: Unpack[GatedChangeOptions]
     ) -> LoadElfResult:
         """Load an ELF64 executable for RISC-V through the memslots, all of it or nothing.
 

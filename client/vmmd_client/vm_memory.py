@@ -6,7 +6,7 @@
 from typing import Unpack
 
 from . import calls
-from .calls import GatedChangeOptions, GateOptions
+from .calls import BytesLike, GatedChangeOptions, GateOptions
 from .channel import Channel
 
 
@@ -20,6 +20,9 @@ class VmMemory:
     def __init__(self, channel: Channel, vm: str) -> None:
         self._channel = channel
         self.id = vm
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r})"
 
     async def map_host_memory(
         self, size: int, name: str | None = None, *, sparse: bool | None = None, **options: Unpack[GatedChangeOptions]
@@ -54,7 +57,9 @@ class VmMemory:
         """
         return await self._channel.send(calls.read_host_memory(self.id, userspace_addr, length, **options))
 
-    async def write_host_memory(self, userspace_addr: int, data: bytes, **options: Unpack[GatedChangeOptions]) -> None:
+    async def write_host_memory(
+        self, userspace_addr: int, data: BytesLike, **options: Unpack[GatedChangeOptions]
+    ) -> None:
         """Write bytes by their userspace address; marks no page dirty.
 
         Raises:
@@ -71,7 +76,7 @@ class VmMemory:
         return await self._channel.send(calls.read_guest_memory(self.id, guest_phys_addr, length, **options))
 
     async def write_guest_memory(
-        self, guest_phys_addr: int, data: bytes, **options: Unpack[GatedChangeOptions]
+        self, guest_phys_addr: int, data: BytesLike, **options: Unpack[GatedChangeOptions]
     ) -> None:
         """Write bytes through the memslots; marks pages dirty where the slot logs.
 

@@ -1,8 +1,13 @@
+import array
 import errno
+import importlib.util
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
+import vmmd_client
+import vmmd_client.sync
 from vmmd_client import (
     BadVm,
     Client,
@@ -11,6 +16,7 @@ from vmmd_client import (
     ProtocolError,
     RpcError,
     UnsendableParam,
+    UnusableArgument,
     VmmdError,
     calls,
     connect,
@@ -120,3 +126,87 @@ async def test_handles_with_another_time_share_the_connection(daemon: FakeDaemon
     await hasty.aclose()
     with pytest.raises(ClientClosed):
         await vmmd.kvm.get_api_version()
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: array.array("B", data)])
+async def test_whatever_has_bytes_is_taken_for_bytes(daemon: FakeDaemon, vmmd: Client, kind: Callable[[bytes], Any]):
+    daemon.answers["vm.write_guest_memory"] = lambda params: None
+    await vmmd.vm("1").write_guest_memory(0, kind(b"nope"))
+    assert daemon.requests[-1]["params"]["data"] == "bm9wZQ=="
+
+
+async def test_bytes_with_gaps_go_without_them(daemon: FakeDaemon, vmmd: Client):
+    daemon.answers["vm.write_guest_memory"] = lambda params: None
+    await vmmd.vm("1").write_guest_memory(0, memoryview(b"n.o.p.e.")[::2])
+    assert daemon.requests[-1]["params"]["data"] == "bm9wZQ=="
+
+
+@pytest.mark.parametrize(
+    ("asking", "parameter"),
+    [
+        (lambda vmmd, wrong: vmmd.vm("1").write_guest_memory(0, wrong), "data"),
+        (lambda vmmd, wrong: vmmd.vm("1").write_host_memory(0, wrong), "data"),
+        (lambda vmmd, wrong: vmmd.vm("1").load_elf(wrong), "data"),
+        (lambda vmmd, wrong: vmmd.vm("1").clear_dirty_log(0, 0, 64, wrong), "bitmap"),
+        (lambda vmmd, wrong: vmmd.vm("1").vcpu(0).run(wrong), "data"),
+        (lambda vmmd, wrong: vmmd.isa.disassemble(wrong), "code"),
+    ],
+)
+@pytest.mark.parametrize("wrong", ["nope", 4, [1, 2]])
+async def test_text_for_bytes_is_refused_and_nothing_is_sent(
+    daemon: FakeDaemon, vmmd: Client, asking: Callable[[Client, Any], Awaitable[Any]], parameter: str, wrong: object
+):
+    round_trips = len(daemon.requests)
+    with pytest.raises(UnsendableParam, match="bytes are wanted") as caught:
+        await asking(vmmd, wrong)
+    assert caught.value.parameter == parameter
+    assert len(daemon.requests) == round_trips
+
+
+@pytest.mark.parametrize("wrong", [b"nop", bytearray(b"nop"), memoryview(b"nop")])
+async def test_bytes_for_text_are_refused_and_nothing_is_sent(daemon: FakeDaemon, vmmd: Client, wrong: Any):
+    round_trips = len(daemon.requests)
+    with pytest.raises(UnsendableParam, match="text is wanted") as caught:
+        await vmmd.isa.assemble(wrong)
+    assert caught.value.parameter == "source"
+    assert len(daemon.requests) == round_trips
+
+
+async def test_a_batch_has_one_block(daemon: FakeDaemon, vmmd: Client):
+    async with vmmd.batch() as batch:
+        reply = batch.add(calls.get_api_version())
+        with pytest.raises(VmmdError, match="entered before"):
+            async with batch:
+                pass
+    round_trips = len(daemon.requests)
+    with pytest.raises(VmmdError, match="entered before"):
+        async with batch:
+            pass
+    with pytest.raises(VmmdError, match="is over"):
+        batch.call("kvm.get_api_version")
+    assert (reply.result(), len(daemon.requests)) == (12, round_trips)
+
+
+@pytest.mark.parametrize("arguments", [{"timeout_s": "3"}, {"timeout_s": None}, {"attempts": "2"}, {"attempts": 0}])
+def test_arguments_that_cannot_be_meant_are_refused_by_their_names(arguments: dict[str, Any]):
+    (name,) = arguments
+    with pytest.raises(UnusableArgument, match=name) as caught:
+        connect("unix:///run/vmmd.sock", **arguments)
+    assert caught.value.argument == name
+
+
+@pytest.mark.parametrize("package", [vmmd_client, vmmd_client.sync])
+def test_objects_show_whose_they_are(package: Any):
+    for url in ("unix:///run/vmmd.sock", "ws://127.0.0.1:1"):
+        client = package.connect(url)
+        assert url in repr(client)
+    assert repr(client.vm("vm7")) == "Vm('vm7')"
+    assert repr(client.vm("vm7").vcpu(3)) == "Vcpu(3, vm='vm7')"
+    assert "vm7" in repr(client.events("vm7"))
+
+
+def test_the_package_names_the_modules_that_are_imported_by_themselves():
+    names = ("address_space", "regions", "pc", "calls", "testing", "local_daemon", "audit", "replay", "errors", "sync")
+    for name in names:
+        assert f"`{name}`" in (vmmd_client.__doc__ or "")
+        assert importlib.util.find_spec(f"vmmd_client.{name}") is not None
