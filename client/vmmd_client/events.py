@@ -4,6 +4,8 @@ Each iterator has a WebSocket of its own, also where calls go by HTTP, so a slow
 connection is lost it is made anew and continues behind the last event that was given. What the daemon has forgotten
 meanwhile, or forgot because it was started anew, comes as one `GapEvent`: nothing is left out in silence, and nothing
 comes twice. The events' models are those of `vmmd.api.events`; of a type that they do not have comes an `OtherEvent`.
+A checker of types tells them apart by `isinstance`, and by `type`: behind `event.type == "hold.expired"` it is a
+`HoldExpiredEvent`.
 """
 
 import json
@@ -11,16 +13,24 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from vmmd.api.events import EVENT_ADAPTER, Event
-from vmmd.api.types import Result
+from vmmd.api.types import Count, Result
 
 from . import calls
 from .channel import Channel, Reply
-from .errors import CallTimeout, ClientClosed, ConnectError, ConnectTimeout, Disconnected, ProtocolError
+from .errors import (
+    CallTimeout,
+    ClientClosed,
+    ConnectError,
+    ConnectTimeout,
+    Disconnected,
+    ProtocolError,
+    UnusableArgument,
+)
 from .transport import Link
 from .waiting import sleep
 
@@ -32,14 +42,20 @@ RECONNECT_DELAYS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 
 
 class OtherEvent(Result):
-    """An event of a later daemon, of a type that this library does not know; what else it has is in `model_extra`."""
+    """An event of a later daemon, of a type that this library does not know.
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    Attributes:
+        type: "other", which is no type of the wire, so that every other `type` is that of one class alone.
+        wire_type: its type as the daemon names it.
+        fields: what else it has, in JSON's types.
+    """
 
-    seq: int
+    type: Literal["other"] = "other"
+    seq: Count
     time: str
     vm: str | None = None
-    type: str
+    wire_type: str
+    fields: dict[str, Any]
 
 
 AnyEvent = Event | OtherEvent
@@ -67,6 +83,8 @@ class Events:
     """
 
     def __init__(self, channel: Channel, vm: str | None = None, since: Place | None = None) -> None:
+        if since is not None and not isinstance(since, Place):
+            raise UnusableArgument("since", f"a Place is wanted, as Events.place gives it or Place(5), not {since!r}")
         self._channel = channel
         self._vm = vm
         self._place = since
@@ -75,7 +93,11 @@ class Events:
         self._epoch: str | None = None
         self._link: Link | None = None
         self._came: deque[AnyEvent] = deque()
+        self._begun = False
         self._ended = False
+
+    def __repr__(self) -> str:
+        return f"Events(vm={self._vm!r}, place={self._place})"
 
     @property
     def place(self) -> Place | None:
@@ -86,27 +108,32 @@ class Events:
         """Give the next event.
 
         Args:
-            timeout_s: how long to wait for it, in seconds; None: for as long as it takes.
+            timeout_s: how long to wait for it, in seconds; None: for as long as it takes. A connection that is being
+                opened may take up to CONNECT_TIMEOUT_S longer.
 
         Raises:
             CallTimeout: none came in time; the iterator stands and may be asked again.
             ClientClosed: the iterator, or its client, was closed.
-            TransportError: the connection was lost, and not made anew in time.
+            TransportError: the connection was lost, and not made anew in time; the iterator may be asked again.
             ProtocolError: what came is no event.
             RpcError: the daemon refused the subscription.
         """
         self._refuse_if_ended()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._came:
+            link = self._link or await self._subscribed(deadline)
+            # What came behind the answer to the subscription is there already.
+            if self._came:
+                break
+            left_s = None if deadline is None else max(deadline - time.monotonic(), 0)
             try:
-                link = self._link or await self._subscribe()
-                left_s = None if deadline is None else max(deadline - time.monotonic(), 0)
                 self._take(await link.receive(left_s))
+            except CallTimeout:
+                raise CallTimeout(f"no event came within {timeout_s:g} s; the subscription stands") from None
             except Disconnected:
                 await self._drop()
                 # It may be our own doing: whoever closes need not be who waits.
                 self._refuse_if_ended()
-                await self._subscribe_anew(deadline)
         event = self._came.popleft()
         self._place = Place(event.seq, self._epoch)
         return event
@@ -156,29 +183,29 @@ class Events:
             await link.aclose()
             raise
         self._epoch = standing.epoch
+        self._begun = True
         if begins:
             self._place = Place(standing.seq, standing.epoch)
         self._link = link
         return link
 
-    async def _subscribe_anew(self, wanted_by: float | None) -> None:
-        """Subscribe again for as long as it may take, and at most until an event is wanted by."""
+    async def _subscribed(self, wanted_by: float | None) -> Link:
+        """Subscribe; again for as long as it may take where it did before, and at most until an event is wanted by."""
         deadline = time.monotonic() + RECONNECT_TIMEOUT_S
         if wanted_by is not None:
             deadline = min(deadline, wanted_by)
         tries = 0
         while True:
-            await sleep(RECONNECT_DELAYS_S[min(tries, len(RECONNECT_DELAYS_S) - 1)])
-            tries += 1
             try:
-                await self._subscribe()
+                return await self._subscribe()
             except ClientClosed:
                 raise
             except (ConnectError, ConnectTimeout, Disconnected, CallTimeout):
-                if time.monotonic() >= deadline:
+                left_s = deadline - time.monotonic()
+                if not self._begun or left_s <= 0:
                     raise
-            else:
-                return
+            await sleep(min(RECONNECT_DELAYS_S[min(tries, len(RECONNECT_DELAYS_S) - 1)], left_s))
+            tries += 1
 
     def _refuse_if_ended(self) -> None:
         if self._ended:
@@ -195,7 +222,12 @@ class Events:
         if notification is None:
             raise ProtocolError(f"a message on a subscription is no notification; it begins with {message[:60]!r}")
         if notification["method"] == "event":
-            self._came.append(_event(notification.get("params")))
+            try:
+                self._came.append(read_event(notification.get("params")))
+            except ValidationError as error:
+                problems = error.errors(include_url=False)[:3]
+                doubt = "is the daemon of another version?"
+                raise ProtocolError(f"an event has another shape ({doubt}): {problems}") from None
 
 
 def _notification(message: bytes) -> dict[str, Any] | None:
@@ -207,20 +239,17 @@ def _notification(message: bytes) -> dict[str, Any] | None:
     return read if isinstance(read, dict) and isinstance(read.get("method"), str) else None
 
 
-def _event(params: Any) -> AnyEvent:
+def read_event(params: Any) -> AnyEvent:
     """Make the event of a notification's parameters.
 
     Raises:
-        ProtocolError: they are none.
+        ValidationError: they are none.
     """
     try:
         return EVENT_ADAPTER.validate_python(params)
     except ValidationError as error:
-        if {problem["type"] for problem in error.errors()} == {"union_tag_invalid"}:
-            try:
-                return OtherEvent.model_validate(params)
-            except ValidationError as other:
-                error = other
-        raise ProtocolError(
-            f"an event has another shape (is the daemon of another version?): {error.errors(include_url=False)[:3]}"
-        ) from None
+        if {problem["type"] for problem in error.errors()} != {"union_tag_invalid"}:
+            raise
+    named = {name: params[name] for name in ("seq", "time", "vm") if name in params}
+    rest = {name: value for name, value in params.items() if name not in {*named, "type"}}
+    return OtherEvent.model_validate({**named, "wire_type": params["type"], "fields": rest})

@@ -24,11 +24,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from vmmd.api.errors import METHOD_NOT_FOUND, errno_name
 
 from . import sync
 from .connection import KVM_API_VERSION, Client
-from .errors import CallTimeout, ConnectError, Disconnected
+from .errors import CallTimeout, ConnectError, Disconnected, UnusableArgument
+from .events import read_event
 from .retry import DEFAULT_ATTEMPTS
 from .transport import Link, MemoryTransport
 
@@ -146,9 +149,24 @@ class MemoryDaemon:
             event_type: its type on the wire, "hold.opened".
             vm: the id of the VM that it is of.
             **fields: what else an event of this type has (`vmmd.api.events`), in JSON's types.
+
+        Raises:
+            UnusableArgument: an event of this type has other fields. Of a type that the library does not know it may
+                have any.
         """
+        event = {"seq": self._last_seq + 1, "time": _TIME, "vm": vm, "type": event_type, **fields}
+        try:
+            read_event(event)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            wrong = problem["loc"][-1] if problem["loc"] else "event_type"
+            raise UnusableArgument(str(wrong), f"{event_type} is no such event: {problem['msg']}") from None
+        return self.emit_unchecked(event)
+
+    def emit_unchecked(self, event: Params) -> int:
+        """Make an event of any shape, as of a daemon of another version, and give its number, which it is given."""
         self._last_seq += 1
-        event = {"seq": self._last_seq, "time": _TIME, "vm": vm, "type": event_type, **fields}
+        event = {**event, "seq": self._last_seq}
         self._events.append(event)
         for link in self._links:
             link.offer(event)

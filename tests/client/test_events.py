@@ -1,17 +1,23 @@
+import subprocess
+import sys
+import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import vmmd_client.events
 import vmmd_client.sync.events
-from vmmd.api.events import HoldFailedEvent, VmStartedEvent
+from vmmd.api.events import Event, HoldFailedEvent, VmStartedEvent
 from vmmd_client import (
     CallTimeout,
     ClientClosed,
     ConnectError,
     GapEvent,
     OtherEvent,
+    Place,
     ProtocolError,
+    UnusableArgument,
 )
 from vmmd_client.testing import Fault, MemoryDaemon
 
@@ -152,12 +158,12 @@ async def test_an_event_of_a_type_that_is_not_known_keeps_its_fields(daemon: Mem
         daemon.emit("vm.teleported", "vm1", to="the moon")
         event = await received(events)
     assert isinstance(event, OtherEvent)
-    assert (event.type, event.model_extra) == ("vm.teleported", {"to": "the moon"})
+    assert (event.type, event.wire_type, event.fields) == ("other", "vm.teleported", {"to": "the moon"})
 
 
 async def test_an_event_of_another_shape_is_a_protocol_error(daemon: MemoryDaemon, twin: str):
     async with client(daemon, twin) as vmmd, await events_of(vmmd) as events:
-        daemon.emit("hold.failed", "vm1", hold="three")
+        daemon.emit_unchecked({"type": "hold.failed", "vm": "vm1", "hold": "three"})
         with pytest.raises(ProtocolError, match="another shape"):
             await received(events)
 
@@ -184,3 +190,119 @@ async def test_a_daemon_that_stays_away_is_an_error_in_its_time(
         daemon.inject(Fault.NOT_CONNECTED, method="events.subscribe")
         with pytest.raises(ConnectError):
             await received(events)
+
+
+async def test_while_the_daemon_is_away_each_receive_waits_out_its_time_and_the_iterator_then_goes_on(
+    daemon: MemoryDaemon, twin: str, monkeypatch: pytest.MonkeyPatch
+):
+    clock = Clock()
+    for module in (vmmd_client.events, vmmd_client.sync.events):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(vmmd_client.events, "sleep", clock.sleep)
+    monkeypatch.setattr(vmmd_client.sync.events, "sleep", clock.pass_by)
+    async with client(daemon, twin) as vmmd, await events_of(vmmd) as events:
+        daemon.drop_links()
+        for _ in range(40):
+            daemon.inject(Fault.NOT_CONNECTED, method="events.subscribe")
+        for timeout_s in (0.1, 1.0, 3.0):
+            began = clock.now
+            with pytest.raises(ConnectError):
+                await events.do("receive", timeout_s)
+            assert clock.now - began == pytest.approx(timeout_s)
+        assert daemon.pending_faults > 20, "it was asked over and over"
+        while daemon.pending_faults:
+            with pytest.raises(ConnectError):
+                await events.do("receive", 0.0)
+        daemon.emit("vm.started", "vm1")
+        assert await next_seq(events) == 1
+
+
+class Clock:
+    """Time that passes by waiting alone."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+async def test_a_first_subscription_that_fails_is_told_at_once(daemon: MemoryDaemon, twin: str):
+    async with client(daemon, twin) as vmmd:
+        daemon.inject(Fault.NOT_CONNECTED, method="events.subscribe")
+        events = await events_of(vmmd)
+        with pytest.raises(ConnectError):
+            await events.do("receive", 60.0)
+        assert daemon.pending_faults == 0
+
+
+async def test_a_time_without_an_event_is_told_as_that(daemon: MemoryDaemon, twin: str):
+    async with client(daemon, twin) as vmmd, await events_of(vmmd) as events:
+        with pytest.raises(CallTimeout, match=r"^no event came within 0\.01 s; the subscription stands$"):
+            await events.do("receive", 0.01)
+
+
+async def test_a_number_is_no_place(daemon: MemoryDaemon, twin: str):
+    async with client(daemon, twin) as vmmd:
+        with pytest.raises(UnusableArgument, match=r"Place\(5\)") as caught:
+            await vmmd.do("events", since=5)
+        assert caught.value.argument == "since"
+        await events_of(vmmd, since=Place(5))
+
+
+@pytest.mark.parametrize(
+    ("event_type", "fields", "wrong"),
+    [("vm.created", {"name": "x"}, "execution"), ("hold.failed", {"hold": "3", "errno": "EEXIST"}, "hold")],
+)
+async def test_an_event_that_no_daemon_makes_is_refused_where_it_is_emitted(
+    daemon: MemoryDaemon, twin: str, event_type: str, fields: dict[str, Any], wrong: str
+):
+    async with client(daemon, twin) as vmmd, await events_of(vmmd) as events:
+        with pytest.raises(UnusableArgument, match=event_type) as caught:
+            daemon.emit(event_type, "vm1", **fields)
+        assert caught.value.argument == wrong
+        daemon.emit("vm.started", "vm1")
+        assert await next_seq(events) == 1
+
+
+def test_every_type_of_the_wire_is_one_class_that_both_packages_export(twin: str):
+    package = vmmd_client if twin == "async" else vmmd_client.sync
+    classes = {kind.__name__: kind.model_fields["type"].default for kind in EVENT_CLASSES}
+    assert len(set(classes.values())) == len(classes)
+    for name, event_type in classes.items():
+        assert getattr(package, name).model_fields["type"].default == event_type
+
+
+def test_a_checker_of_types_narrows_an_event_by_its_type_and_by_its_class(twin: str, tmp_path: Path):
+    program = tmp_path / "program.py"
+    program.write_text(NARROWING.replace("PACKAGE", "vmmd_client" if twin == "async" else "vmmd_client.sync"))
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", str(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        cwd=Path(__file__).parents[2],
+    )
+    assert checked.stdout == ""
+
+
+EVENT_CLASSES = typing.get_args(typing.get_args(Event)[0])
+NARROWING = """
+from PACKAGE import AnyEvent, HoldExpiredEvent, OtherEvent
+
+def what(event: AnyEvent) -> str:
+    if event.type == "vm.created":
+        return event.execution
+    if event.type == "other":
+        return event.wire_type
+    if isinstance(event, HoldExpiredEvent):
+        return event.became
+    return event.type
+"""

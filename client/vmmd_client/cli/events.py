@@ -8,7 +8,7 @@ import click
 from rich.text import Text
 
 from ..connection import Client
-from ..events import AnyEvent, Place
+from ..events import AnyEvent, OtherEvent, Place
 from ..memslots import Memslot
 from .numbers import VM, Word, parse_u64
 from .screen import Screen
@@ -53,10 +53,13 @@ async def events(
         if since is None and stream.place is not None:
             screen.note(f"following from event {stream.place.seq}:{stream.place.epoch} on; Ctrl-C ends it")
         async for event in stream:
-            if types and event.type not in {*types, "gap"}:
+            event_type = event.wire_type if isinstance(event, OtherEvent) else event.type
+            if types and event_type not in {*types, "gap"}:
                 continue
             epoch = None if stream.place is None else stream.place.epoch
             fields = event.model_dump(mode="json")
+            if isinstance(event, OtherEvent):
+                fields |= {"type": fields.pop("wire_type"), **fields.pop("fields")}
             if screen.as_json:
                 screen.json({"seq": event.seq, "epoch": epoch, **fields})
             else:
@@ -77,7 +80,7 @@ def _line(event: AnyEvent, fields: dict[str, Any]) -> Text:
     return Text.assemble(
         (one_line(event.time), "dim"),
         f"  {event.seq:>6}  {one_line(event.vm or '-'):<6} ",
-        (one_line(event.type), "bold"),
+        (one_line(fields["type"]), "bold"),
         f"  {details}",
     )
 
