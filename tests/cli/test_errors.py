@@ -165,13 +165,53 @@ def test_names_of_others_cannot_steer_the_terminal_nor_the_table(ctl: Ctl) -> No
     assert "\x1b" not in ctl.refused("slots", "\x1b[31m")
 
 
-def test_a_reader_that_goes_away_ends_a_command_quietly_with_141(ctl: Ctl) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(
+            ("vm", "list"),
+            ("vm", "list", "--json"),
+            ("slots", "VM"),
+            ("discover",),
+            ("top", "--once"),
+            ("regs", "VM", "0"),
+        ),
+        *(("--help",), ("vm", "list", "--help"), ("--version",), ("completion", "bash")),
+    ],
+)
+def test_a_reader_that_goes_away_ends_a_command_quietly_with_141(ctl: Ctl, vm: str, arguments: tuple[str, ...]) -> None:
     readable, writable = os.pipe()
     os.close(readable)
-    with ctl.process("vm", "list", "--json", stdout=writable, stderr=subprocess.PIPE) as process:
+    command = [vm if each == "VM" else each for each in arguments]
+    if command[0] == "regs":
+        command.insert(1, "show")
+    with ctl.process(*command, stdout=writable, stderr=subprocess.PIPE) as process:
         os.close(writable)
         assert process.communicate()[1] == b""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize("arguments", [("vm", "list"), ("vm", "list", "--json"), ("--help",)])
+def test_an_output_that_takes_nothing_is_one_sentence(ctl: Ctl, vm: str, arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full, ctl.process(*arguments, stdout=full, stderr=subprocess.PIPE) as process:
+        said = process.communicate()[1]
+    assert said == b"vmmctl: stdout cannot be written: No space left on device\n"
+    assert process.returncode == 1
+
+
+def test_a_token_may_end_with_a_newline_and_one_that_no_header_holds_is_4(ctl: Ctl, tmp_path: Path) -> None:
+    assert ctl("--url", ctl.daemon.tcp, "ping", VMMD_TOKEN=TOKEN + "\r\n").exit_code == 0
+    for url in (ctl.daemon.tcp, ctl.daemon.tcp.replace("http:", "ws:")):
+        said = ctl.refused("--url", url, "ping", code=4, VMMD_TOKEN="a\nsecret")  # noqa: S106
+        assert "control character" in said
+        assert "secret" not in said
+
+
+def test_a_refused_token_is_told_in_the_daemons_words_by_either_way(ctl: Ctl) -> None:
+    for url in (ctl.daemon.tcp, ctl.daemon.tcp.replace("http:", "ws:")):
+        said = ctl.refused("--url", url, "ping", code=4)
+        assert "Over TCP every request bears the token" in said
+        assert ".;" not in said
 
 
 def test_colours_are_for_terminals_where_no_color_is_not_set(ctl: Ctl) -> None:

@@ -93,3 +93,30 @@ def test_a_guests_escapes_reach_it_only_with_raw(
     with terminal(ctl, "run", str(source), *options) as shown:
         assert shown.rest().replace(b"\r\n", b"\n") == b"hello\n" + seen + b"\n"
         assert shown.process.returncode == 0
+
+
+@pytest.mark.parametrize("columns", [20, 40, 50, 64, 80, 100])
+def test_a_narrow_terminal_cuts_no_number_and_no_word(ctl: Ctl, vm: str, columns: int) -> None:
+    regions = ctl.json("slots", vm)["slots"]
+    for command, words in (
+        (("slots", vm, "--no-map"), [region["userspace_addr"] for region in regions] + ["0x100000"]),
+        (("top", "--once", "--interval", "0.01"), ["created"]),
+        (("vm", "list"), ["created", "parallel"]),
+        (("stats", vm), ["total"]),
+    ):
+        shown = ctl(*command, COLUMNS=str(columns))
+        assert shown.exit_code == 0
+        for word in words:
+            assert word in shown.stdout
+        assert all(len(line) <= columns for line in shown.stdout.splitlines())
+
+
+def test_a_name_that_is_too_long_for_the_terminal_ends_with_an_ellipsis(ctl: Ctl) -> None:
+    made = ctl.json("vm", "create", "--name", "n" * 60)["vm"]
+    assert "nnn…" in ctl("vm", "list", COLUMNS="80").stdout
+    assert "n" * 60 in ctl("vm", "list", COLUMNS="160").stdout
+    ctl.text("vm", "destroy", made)
+
+
+def test_a_narrow_map_says_that_it_is_cut(ctl: Ctl, vm: str) -> None:
+    assert "…" in ctl("slots", vm, COLUMNS="40").stdout

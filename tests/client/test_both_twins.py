@@ -100,7 +100,7 @@ async def test_a_refused_upgrade_or_post_is_an_error_with_the_status(server: Ser
 
     server.handler = refuse
     server.websocket_status = 401
-    with pytest.raises(HttpRefused, match="HTTP 401: give a bearer token$") as caught:
+    with pytest.raises(HttpRefused, match=r"HTTP 401: give a bearer token$") as caught:
         async with connect(twin, tcp(server, route)):
             pass
     assert caught.value.status == 401

@@ -31,6 +31,8 @@ from ..errors import (
     PlanError,
     RpcError,
     TransactionRefused,
+    UnusableArgument,
+    UnusableToken,
     VmmdError,
 )
 from .text import one_line
@@ -86,7 +88,7 @@ def command_error(error: VmmdError) -> CommandError:
     errno = cause.errno if isinstance(cause, KvmError) else None
     message = str(error)
     if isinstance(error, HttpRefused) and error.status in {401, 403}:
-        message += "; set VMMD_TOKEN, or give --token-file with the daemon's token file"
+        message = message.rstrip(".") + "; set VMMD_TOKEN, or give --token-file with the daemon's token file"
     return CommandError(message, exit_code_of(error), kind=type(error).__name__, errno=errno)
 
 
@@ -97,7 +99,9 @@ def exit_code_of(error: VmmdError) -> int:
             return REFUSED
         case ConnectError() | ConnectTimeout():
             return UNREACHABLE
-        case HttpRefused(status=401 | 403):
+        case HttpRefused(status=401 | 403) | UnusableToken():
             return UNAUTHORISED
+        case UnusableArgument():
+            return REFUSED
         case _:
             return UNANSWERED

@@ -1,15 +1,16 @@
 """The group `vmmctl`: its commands by name, each loaded when it is asked for, and how the process ends."""
 
+import contextlib
 import importlib
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
-from .exits import INTERRUPTED, NO_READER, TERMINATED, Ended, Terminated
+from .exits import INTERRUPTED, NO_READER, REFUSED, TERMINATED, CommandError, Ended, Terminated
 
 COMMANDS: Mapping[str, str] = {
     "ping": "ping",
@@ -59,19 +60,18 @@ class Commands(click.Group):
         command: click.Command = getattr(loaded, cmd_name.replace("-", "_"))
         return command
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Read the options in front of the command; --help writes, so its reader may be gone too."""
+        with _endings():
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what ends it from outside is turned into an exit code before click has a word for it."""
-        try:
+        with _endings():
             result = super().invoke(ctx)
             sys.stdout.flush()
-        except KeyboardInterrupt:
-            raise Ended(INTERRUPTED) from None
-        except Terminated:
-            raise Ended(TERMINATED) from None
-        except BrokenPipeError:
-            # The interpreter flushes stdout once more when it ends, and would complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise Ended(NO_READER) from None
         return result
 
     def main(  # type: ignore[override]
@@ -92,3 +92,30 @@ class Commands(click.Group):
         except Ended as ended:
             code = ended.exit_code
         sys.exit(code)
+
+
+@contextlib.contextmanager
+def _endings() -> Iterator[None]:
+    """Turn what ends a command from outside into its exit code, and a stdout that takes nothing into a sentence."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Ended(INTERRUPTED) from None
+    except Terminated:
+        raise Ended(TERMINATED) from None
+    except BrokenPipeError:
+        _forget_stdout()
+        raise Ended(NO_READER) from None
+    except OSError as error:
+        # Files have a name, and connections errors of the library's own: this is stdout.
+        if error.filename is not None:
+            raise
+        _forget_stdout()
+        raise CommandError(f"stdout cannot be written: {error.strerror}", REFUSED, kind="OSError") from None
+
+
+def _forget_stdout() -> None:
+    """Have the interpreter's last flush of stdout, when it ends, go nowhere: it would complain once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -49,7 +49,7 @@ class Box:
 
 def draw(slots: Sequence[Memslot]) -> Text:
     """Draw the slots, in the order of their addresses; there is at least one."""
-    return Text("\n".join(_lines(_boxes(slots))), no_wrap=True, overflow="crop")
+    return Text("\n".join(_lines(_boxes(slots))), no_wrap=True, overflow="ellipsis")
 
 
 def _boxes(slots: Sequence[Memslot]) -> list[Box]:

@@ -52,7 +52,7 @@ class Session:
         options = context.find_root().params
         return cls(
             url=options.get("url") or default_url(),
-            token=options.get("token") or _token(options.get("token_file")),
+            token=(options.get("token") or "").strip() or _token(options.get("token_file")),
             timeout_s=options["timeout_s"],
         )
 

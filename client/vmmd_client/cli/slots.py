@@ -1,6 +1,7 @@
 """`vmmctl slots`: a VM's memslots as a table, and guest-physical space drawn with them in it."""
 
 import click
+from rich.console import Group
 
 from ..connection import Client
 from ..memslots import MemFlag, Memslot
@@ -38,7 +39,8 @@ async def slots(vmmd: Client, screen: Screen, vm: str, with_map: bool) -> None:
     if not ordered or screen.as_json:
         screen.give(value, *shown)
         return
-    drawn = [draw(ordered)] if with_map else []
+    # In a group, since rich asks a text of its own whether it may be wrapped only there.
+    drawn = [Group(draw(ordered))] if with_map else []
     screen.give(value, *shown, table((">slot", ">from", ">to", ">size", ">userspace_addr", "flags"), rows), *drawn)
 
 

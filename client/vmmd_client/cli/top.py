@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
+from rich.console import RenderableType
 from rich.live import Live
-from rich.table import Table
 
 from vmmd.api.system import VmInfo
 from vmmd.api.vcpus import StatsResult
@@ -107,7 +107,7 @@ async def _sample(vmmd: Client) -> Sample:
     return Sample(time.monotonic_ns(), vms, stats)
 
 
-def _table(value: dict[str, Any]) -> Table:
+def _table(value: dict[str, Any]) -> RenderableType:
     columns = ("vm", "name", "state", ">vcpus", ">generation", ">MIPS", ">exits/s", ">stray/s", ">kicks/s")
     return table(
         columns,

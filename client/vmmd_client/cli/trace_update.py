@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-from rich.table import Table
+from rich.console import RenderableType
 
 from .. import report
 from ..audit.updates import Hole
@@ -118,7 +118,7 @@ async def _all_walk(guest: Guest) -> None:
         passes = [counters.passes for counters in guest.counters(reply)]
 
 
-def _calls(picture: Picture) -> Table:
+def _calls(picture: Picture) -> RenderableType:
     """Give the update's calls, each with its time and the generation that it left."""
     rows: list[tuple[object, ...]] = []
     for column in picture.columns:
