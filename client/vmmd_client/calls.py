@@ -26,7 +26,18 @@ BytesLike = bytes | bytearray | memoryview
 """What is taken for bytes; so is anything else that has a buffer."""
 
 
-class ChangeOptions(TypedDict, total=False):
+class CallOptions(TypedDict, total=False):
+    """What every call takes.
+
+    Attributes:
+        deadline_ms: how long the daemon may work on the call, in milliseconds; then it ends the call with KickTimeout.
+            Left out: as long as it takes.
+    """
+
+    deadline_ms: int
+
+
+class ChangeOptions(CallOptions, total=False):
     """What every call that changes a VM takes.
 
     Attributes:
@@ -39,7 +50,7 @@ class ChangeOptions(TypedDict, total=False):
     request_id: str
 
 
-class GateOptions(TypedDict, total=False):
+class GateOptions(CallOptions, total=False):
     """What every call that uses memslots takes.
 
     Attributes:

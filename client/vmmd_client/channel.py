@@ -73,7 +73,7 @@ class Channel:
 
         Args:
             transport: what carries the bytes.
-            timeout_s: how long a call may take, in seconds, beyond its own `wait_ms` or `timeout_ms`.
+            timeout_s: how long a call may take, in seconds, beyond its own `deadline_ms`, `wait_ms` or `timeout_ms`.
             attempts: how often a call is sent at most, where a connection fails and `retry` allows it.
 
         Raises:
@@ -141,7 +141,7 @@ class Channel:
 
     @property
     def timeout_s(self) -> float:
-        """How long a call may take, in seconds, beyond its own `wait_ms` or `timeout_ms`."""
+        """How long a call may take, in seconds, beyond its own `deadline_ms`, `wait_ms` or `timeout_ms`."""
         return self._timeout_s
 
     def with_timeout(self, timeout_s: float) -> "Channel":

@@ -132,7 +132,7 @@ class Client:
 
         Args:
             transport: what carries the bytes.
-            timeout_s: how long each call may take, in seconds, beyond its own `wait_ms` or `timeout_ms`.
+            timeout_s: how long each call may take, in seconds, beyond its own `deadline_ms`, `wait_ms` or `timeout_ms`.
             attempts: how often a call is sent at most, where a connection fails and a repetition is safe.
 
         Raises:
@@ -216,8 +216,8 @@ def connect(
         url: "unix:///run/vmmd.sock" or "http://127.0.0.1:8471"; for one WebSocket in place of HTTP,
             "ws+unix:///run/vmmd.sock" or "ws://127.0.0.1:8471" (see `address` and `websocket`).
         token: the bearer token that TCP wants.
-        timeout_s: how long each call may take, in seconds, beyond its own `wait_ms` or `timeout_ms`; `with_timeout` of
-            a client, VM or vCPU gives a handle with another time.
+        timeout_s: how long each call may take, in seconds, beyond its own `deadline_ms`, `wait_ms` or `timeout_ms`;
+            `with_timeout` of a client, VM or vCPU gives a handle with another time.
         attempts: how often a call is sent at most, where a connection fails and a repetition is safe (see `retry`).
 
     Raises:

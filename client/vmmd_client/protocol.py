@@ -45,7 +45,10 @@ class Call(Generic[T_co]):
 
     @property
     def allowed_wait_s(self) -> float:
-        """How long the daemon may rightly take by the call's own `wait_ms` or `timeout_ms`, in seconds."""
+        """How long the daemon may rightly take by the call's `deadline_ms`, `wait_ms` or `timeout_ms`, in seconds."""
+        deadline_ms = self.params.get("deadline_ms")
+        if isinstance(deadline_ms, int):
+            return deadline_ms / 1000
         waits = (self.params.get(name) for name in ("wait_ms", "timeout_ms"))
         # What is no number is for the daemon to refuse.
         return sum(wait for wait in waits if isinstance(wait, int)) / 1000

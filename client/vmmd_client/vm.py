@@ -292,7 +292,7 @@ class Vm(VmMemory):
         """Let a cooperative VM go on for so many retired instructions, in the order that its seed decides.
 
         Args:
-            instructions: how many, of all vCPUs; a long advance wants a handle `with_timeout`.
+            instructions: how many, of all vCPUs; a long advance wants a `deadline_ms`, or a handle `with_timeout`.
             mmio: what a stray MMIO exit does meanwhile, as of `start`; left out: "stop".
             wait_ms: how long to wait while the VM is held or advanced; left out: not at all.
             **options: see `calls.ChangeOptions`.
@@ -300,6 +300,7 @@ class Vm(VmMemory):
         Raises:
             InvalidArgument: the VM is parallel.
             HoldConflict: it is held, or being advanced.
+            KickTimeout: `deadline_ms` has passed.
         """
         return await self._channel.send(calls.advance(self.id, instructions, mmio, wait_ms, **options))
 

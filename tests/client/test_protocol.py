@@ -106,3 +106,17 @@ def test_the_time_that_the_daemon_is_asked_to_wait_is_allowed_for():
     assert calls.kick_all_running_vcpus("1", "h", wait_ms=2_500).allowed_wait_s == 2.5
     assert calls.run("1", 0, timeout_ms=500).allowed_wait_s == 0.5
     assert calls.get_info().allowed_wait_s == 0
+
+
+@pytest.mark.parametrize(
+    ("params", "wait_s"),
+    [
+        ({}, 0.0),
+        ({"wait_ms": 500, "timeout_ms": 250}, 0.75),
+        ({"deadline_ms": 2_000}, 2.0),
+        ({"deadline_ms": 100, "wait_ms": 500}, 0.1),
+        ({"deadline_ms": "soon", "wait_ms": 500}, 0.5),
+    ],
+)
+def test_a_calls_own_times_are_allowed_and_a_deadline_bounds_them_all(params: dict[str, object], wait_s: float):
+    assert calls.raw("vcpu.run", params).allowed_wait_s == wait_s

@@ -19,6 +19,7 @@ from vmmd_client import (
     HoldConflict,
     HoldFailed,
     Interrupted,
+    KickTimeout,
     RangeOverlap,
     sync,
 )
@@ -336,3 +337,15 @@ def test_a_client_of_an_earlier_event_loop_says_what_to_do(each_url: str):
         loop.run_until_complete(close())
     finally:
         loop.close()
+
+
+def test_an_advance_that_takes_too_long_ends_at_its_deadline(each_url: str):
+    with sync.connect(each_url) as vmmd:
+        vm = vmmd.kvm.create_vm(execution="cooperative")
+        memory = vm.map_host_memory(PAGE)
+        vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=PAGE, userspace_addr=memory)
+        vm.write_guest_memory(0, vmmd.isa.assemble("again: j again").code)
+        vm.create_vcpu(0)
+        with pytest.raises(KickTimeout, match="deadline_ms"):
+            vm.with_timeout(20).advance(1 << 50, deadline_ms=50)
+        vm.destroy()
