@@ -112,6 +112,7 @@ class Events:
                 opened may take up to CONNECT_TIMEOUT_S longer.
 
         Raises:
+            UnusableArgument: the time is no number.
             CallTimeout: none came in time; the iterator stands and may be asked again.
             ClientClosed: the iterator, or its client, was closed.
             TransportError: the connection was lost, and not made anew in time; the iterator may be asked again.
@@ -119,6 +120,8 @@ class Events:
             RpcError: the daemon refused the subscription.
         """
         self._refuse_if_ended()
+        if not isinstance(timeout_s, int | float | None):
+            raise UnusableArgument("timeout_s", f"a number of seconds is wanted, or None, and not {timeout_s!r}")
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._came:
             link = self._link or await self._subscribed(deadline)

@@ -248,11 +248,14 @@ async def test_a_time_without_an_event_is_told_as_that(daemon: MemoryDaemon, twi
             await events.do("receive", 0.01)
 
 
-async def test_a_number_is_no_place(daemon: MemoryDaemon, twin: str):
+async def test_a_number_is_no_place_and_a_text_no_time(daemon: MemoryDaemon, twin: str):
     async with client(daemon, twin) as vmmd:
         with pytest.raises(UnusableArgument, match=r"Place\(5\)") as caught:
             await vmmd.do("events", since=5)
         assert caught.value.argument == "since"
+        events = await events_of(vmmd)
+        with pytest.raises(UnusableArgument, match="timeout_s"):
+            await events.do("receive", "3")
         await events_of(vmmd, since=Place(5))
 
 
