@@ -76,7 +76,7 @@ PIP_COMPILE := pip-compile --quiet --generate-hashes --no-emit-index-url --no-em
                --no-emit-options --strip-extras --allow-unsafe
 
 lock: $(READY) ## pin the dependencies anew (needs pip-tools on the PATH)
-	$(PIP_COMPILE) --extra dev --output-file requirements.lock pyproject.toml
+	$(PIP_COMPILE) --extra dev --extra test --output-file requirements.lock pyproject.toml
 	grep -o '^[a-z0-9-]*==[^ ]*' requirements.lock > .pins
 	$(PIP_COMPILE) --no-header --no-annotate --constraint .pins --output-file runtime.lock pyproject.toml
 	$(PIP_COMPILE) --no-header --no-annotate --constraint .pins --only-build-deps --all-build-deps \
