@@ -4,9 +4,9 @@ Three ways, by what the plan needs:
 
 - calls: where no vCPU can see the difference, nobody is held. A dry run first, then one call after another, each with
   the generation that the one before it left; one that is refused has those before it undone.
-- hold: a batch [kick, changes, resume]. Where dirty bits are fetched, or one body does not take all of it, several
-  bodies share the hold; the fetches' answers are here before the body that ends with the resume goes out. So the bits
-  are never in an answer alone: when that body's answer is lost, the hold's name tells whether it was done.
+- hold: a batch [kick, changes, resume]. Where dirty bits have to be kept it is two: [kick, one list of all changes],
+  whose answer has the bits, and then the resume. So the bits are never in an answer alone: when the second answer is
+  lost, the hold's name tells whether it was done. Where one body does not take all of it, several share the hold.
 - list: one call with all changes, where there are more than a batch takes and no bits to keep. The guest waits for one
   publication.
 
@@ -17,8 +17,8 @@ import enum
 
 from . import calls
 from .bodies import SMALL, BodySize, size_of
-from .commit_calls import MAX_LIST, check, commit_by_calls, commit_by_list, list_entry
-from .commit_held import commit_held, in_order
+from .commit_calls import check, commit_by_calls, commit_by_list, list_entry
+from .commit_held import MAX_LIST, commit_held, commit_inside, in_order, is_small
 from .dirty import DirtyView
 from .order import Order, TransactionResult
 from .script import Exchange, Script
@@ -47,6 +47,8 @@ def commit(order: Order, view: DirtyView) -> Script[TransactionResult]:
         PlanTooLarge: it goes into no body that the daemon takes; nothing was sent.
     """
     limits = yield from _limits(order)
+    if order.is_inside:
+        return (yield from commit_inside(order, limits, view))
     way = way_of(order, limits)
     if way is Way.CALLS:
         return (yield from commit_by_calls(order, view))
@@ -80,7 +82,7 @@ def way_of(order: Order, limits: BodySize = SMALL) -> Way:
 
 def _limits(order: Order) -> Script[BodySize]:
     """Ask for the daemon's limits, where it matters what they are."""
-    if size_of(in_order(order)).is_within(SMALL):
+    if is_small(order):
         return SMALL
     [answer] = yield Exchange((calls.get_info(),))
     return BodySize.of(answer.result().limits)

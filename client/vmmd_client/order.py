@@ -1,9 +1,9 @@
 """What a transaction is asked to do, what comes of it, and how a refusal is told. Values alone, without I/O."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .dirty import DirtyBitmap
-from .errors import HoldConflict, KickTimeout, RpcError, StaleGeneration, TransactionRefused, VmmdError
+from .errors import BadVm, HoldConflict, KickTimeout, RpcError, StaleGeneration, TransactionRefused, VmmdError
 from .plan import Plan
 
 
@@ -18,6 +18,7 @@ class Order:
         hold: an unguessable name for the hold.
         wait_ms: how long to wait for a turn, in milliseconds.
         forced: whether a hold is wanted also where none is needed.
+        is_inside: whether the hold is open already, and is not ours to end.
     """
 
     vm: str
@@ -26,6 +27,11 @@ class Order:
     hold: str
     wait_ms: int
     forced: bool = False
+    is_inside: bool = False
+
+    def again(self) -> "Order":
+        """Give the same order for another attempt: the name of a hold that has ended cannot be used twice."""
+        return replace(self, hold=f"{self.hold}-again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +60,14 @@ class TransactionResult:
 
 
 def refusal(order: Order, error: RpcError, outcome: str) -> VmmdError:
-    """Give what is raised for a call that was refused and changed nothing; a lost race is raised as it is.
+    """Give what is raised for a call that was refused and changed nothing; a lost race, or VM, is raised as it is.
 
     Args:
         order: what was being carried out.
         error: the daemon's error; its data may have the `index` of the change.
         outcome: what stands now.
     """
-    if isinstance(error, StaleGeneration | HoldConflict | KickTimeout):
+    if isinstance(error, BadVm | StaleGeneration | HoldConflict | KickTimeout):
         return error
     index = error.data.get("index", 0) if isinstance(error.data, dict) else 0
     return refusal_of(order, index + len(order.plan.fetches), error, outcome, rolled_back=True)

@@ -102,9 +102,11 @@ def refusable(body: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def core(lease_ms: int = 5_000, attempts: int = 1) -> AsyncIterator[tuple[Client, Wire]]:
+async def core(
+    lease_ms: int = 5_000, attempts: int = 1, guest_memory_bytes: int = 1 << 28
+) -> AsyncIterator[tuple[Client, Wire]]:
     """Run a core, and give a client of it with the wire between them."""
-    limits = Limits(guest_memory_bytes=1 << 28, vms=4, vcpus_per_vm=4, lease_ms=lease_ms)
+    limits = Limits(guest_memory_bytes=guest_memory_bytes, vms=4, vcpus_per_vm=4, lease_ms=lease_ms)
     journal = Journal(100)
     requests = Requests(RequestLimits(request_ids=1000, request_id_bytes=1 << 20, request_id_ms=600_000))
     kvm = System(engine="evaluated", cache_dir=None, workers=1, limits=limits, observer=journal)

@@ -124,10 +124,15 @@ class FakeDaemon:
 
     def _set_user_memory_region_list(self, params: Params) -> Params:
         self._check_generation(params)
+        dirty: list[Params] = []
         if not params["dry_run"]:
             for region in params["regions"]:
-                self._set_user_memory_region(region)
-        return {"generation": self.generation, "pause_ns": None, "dirty": []}
+                old = self.slots.get(region["slot"])
+                self._set_user_memory_region({"hold": params.get("hold"), **region})
+                if old is not None and old["flags"] & 1 and not region["flags"] & 1:
+                    log = {"guest_phys_addr": old["guest_phys_addr"], "bitmap": "AQAAAAAAAAA="}
+                    dirty.append({"slot": region["slot"], **log})
+        return {"generation": self.generation, "pause_ns": None, "dirty": dirty}
 
     def _get_dirty_log(self, params: Params) -> Params:
         self._check_hold(params)

@@ -25,7 +25,7 @@ from vmmd_client import (
 from .fake_daemon import FakeDaemon, RefusedError
 
 KICK, RESUME = "vm.kick_all_running_vcpus", "vm.resume_all_kicked_vcpus"
-SET, FETCH = "vm.set_user_memory_region", "vm.get_dirty_log"
+SET, LIST = "vm.set_user_memory_region", "vm.set_user_memory_region_list"
 SHRUNK = {"guest_phys_addr": 0, "memory_size": 0x2000, "userspace_addr": 0x7000_0000}
 ELSEWHERE = {"guest_phys_addr": 0x10_0000, "memory_size": 0x1000, "userspace_addr": 0x7200_0000}
 
@@ -157,12 +157,12 @@ async def test_no_change_is_no_batch_and_the_generation_that_stands(daemon: Fake
     assert (t.result.generation, t.result.pause_ns) == (daemon.generation, None)
 
 
-async def test_a_logged_slots_bitmap_is_fetched_inside_the_hold_before_its_delete(daemon: FakeDaemon, vm: Vm):
+async def test_a_logged_slots_bitmap_comes_with_its_delete_before_the_resume_is_sent(daemon: FakeDaemon, vm: Vm):
     async with vm.transaction() as t:
         t.delete(2)
     fetched, changed = daemon.requests[-2:]
-    assert [entry["method"] for entry in fetched] == [KICK, FETCH]
-    assert [entry["method"] for entry in changed] == [KICK, SET, RESUME]
+    assert [entry["method"] for entry in fetched] == [KICK, LIST]
+    assert [entry["method"] for entry in changed] == [KICK, RESUME]
     assert len({entry["params"]["hold"] for entry in (*fetched, *changed)}) == 1
     (dirty,) = t.result.dirty
     assert (dirty.slot, dirty.guest_phys_addr, list(dirty.dirty_pages())) == (2, 0x1_0000, [0x1_0000])
