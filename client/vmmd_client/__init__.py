@@ -53,6 +53,7 @@ from .errors import (
     LogsInRings,
     NeedsWebSocket,
     NoSuchSlot,
+    Outcome,
     OutOfMemory,
     PlanError,
     ProtocolError,
@@ -82,6 +83,7 @@ from .plan import Plan
 from .plan_errors import Misaligned, OutOfRange, PlanTooLarge, RangeOverlap, SlotTaken, UnknownSlot
 from .transaction import Transaction
 from .transport import Link, MemoryTransport, Transport
+from .turn_errors import NestedTurn, TurnTimeout
 from .vcpu import Vcpu
 from .vm import SlotTable, Vm
 from .websocket import WebSocketTransport
@@ -130,10 +132,12 @@ __all__ = [
     "Memslot",
     "Misaligned",
     "NeedsWebSocket",
+    "NestedTurn",
     "NoSuchSlot",
     "OtherEvent",
     "OutOfMemory",
     "OutOfRange",
+    "Outcome",
     "Place",
     "Plan",
     "PlanError",
@@ -157,6 +161,7 @@ __all__ = [
     "TransactionUnsettled",
     "Transport",
     "TransportError",
+    "TurnTimeout",
     "UnknownMethod",
     "UnknownSlot",
     "UnsendableParam",

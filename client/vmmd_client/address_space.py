@@ -5,20 +5,25 @@ slots that stand, and only what has changed is touched. Where the block or the d
 and so is the map. The slots of others are left alone.
 """
 
+import random
 from types import TracebackType
 from typing import Self
 
+from .draft import Draft
 from .errors import StaleGeneration, VmmdError
 from .flat_view import FlatView, flatten, lay_out
-from .memslots import Memslot
-from .order import TransactionResult
+from .memslots import Memslot, SlotMap
+from .order import TransactionResult, check_wait_ms
 from .plan import Plan
 from .regions import MemoryRegion, Snapshot
 from .transaction import DEFAULT_WAIT_MS
 from .vm import Vm
-from .waiting import Lock
+from .waiting import Turn, sleep
 
 _ATTEMPTS = 5
+
+# Two clients that have met are to meet again seldom.
+_FIRST_WAIT_S = 0.01
 
 
 class AddressSpace:
@@ -36,12 +41,13 @@ class AddressSpace:
         self._vm = vm
         # Slots that the last updates wanted: those of them that stand are this address space's own.
         self._claimed: frozenset[Memslot] = frozenset()
-        self._turn = Lock()
+        self._turn = Turn()
 
     def update(self, *, dry_run: bool = False, hold: bool = False, wait_ms: int = DEFAULT_WAIT_MS) -> "Update":
         """Change the tree, and the memslots with it: `async with space.update() as update`.
 
-        Several tasks take turns. Where another client has changed the map meanwhile, the comparison is made anew.
+        Several tasks take turns. Where another client has changed the map meanwhile, the comparison is made anew
+        after a random wait.
 
         Args:
             dry_run: True has the daemon check the change, and changes neither the map nor the tree.
@@ -50,10 +56,18 @@ class AddressSpace:
 
         Raises (when the block ends; the tree is then as it was):
             PlanError: the tree cannot be had; its subclasses say why. Nothing was sent.
+            Misaligned, OutOfRange: memory lies where no slot can be.
             RangeOverlap: a region would lie over a slot of somebody else's.
-            VmmdError: see `commit.commit`.
+            NestedTurn, TurnTimeout: it is inside another block of this VM, or waited too long for one.
+            StaleGeneration: other clients have changed the map again and again.
+            KickTimeout, HoldConflict, TransactionRefused, TransactionUnsettled, TransportError, ProtocolError: as of
+                `Vm.transaction`.
         """
         return Update(self, dry_run=dry_run, hold=hold, wait_ms=wait_ms)
+
+    def own(self, slots: SlotMap) -> SlotMap:
+        """Give those of a map's slots that are this address space's."""
+        return {number: slot for number, slot in slots.items() if slot in self._claimed}
 
 
 class Update:
@@ -61,22 +75,30 @@ class Update:
 
     def __init__(self, space: AddressSpace, *, dry_run: bool, hold: bool, wait_ms: int) -> None:
         self._space = space
+        check_wait_ms(wait_ms)
         self._dry_run = dry_run
         self._hold = hold
         self._wait_ms = wait_ms
         self._snapshot: Snapshot | None = None
         self._plan: Plan | None = None
+        # The map that a plan starts from, as long as the block lasts.
+        self._draft_of: SlotMap | None = None
         self._result: TransactionResult | None = None
 
     @property
     def plan(self) -> Plan:
-        """What was asked of the daemon.
+        """What the tree as it is now will ask of the daemon; behind the block, what was asked.
 
         Raises:
-            VmmdError: the block has not ended.
+            PlanError: the tree cannot be had; see `AddressSpace.update`.
+            VmmdError: the block has not begun, or ended with an exception.
         """
+        if self._draft_of is not None:
+            draft = Draft(self._draft_of)
+            lay_out(flatten(self._space.root), draft, self._space.own(draft.slots))
+            return draft.plan()
         if self._plan is None:
-            raise VmmdError("the update has no plan: its block has not ended")
+            raise VmmdError("the update has no plan: its block has not begun, or it ended with an exception")
         return self._plan
 
     @property
@@ -91,7 +113,15 @@ class Update:
         return self._result
 
     async def __aenter__(self) -> Self:
-        await self._space._turn.acquire()
+        vm = self._space._vm
+        what = f"an update of VM {vm.id}'s address space"
+        vm.shared.turn.refuse_nesting(what)
+        await self._space._turn.take(what, vm.timeout_s + self._wait_ms / 1000)
+        try:
+            self._draft_of = (await vm.slot_table()).slots
+        except BaseException:
+            self._space._turn.give_back()
+            raise
         self._snapshot = Snapshot(self._space.root)
         return self
 
@@ -99,6 +129,7 @@ class Update:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         is_done = False
+        self._draft_of = None
         try:
             if error is None:
                 await self._commit()
@@ -106,7 +137,7 @@ class Update:
         finally:
             if not is_done and self._snapshot is not None:
                 self._snapshot.restore(self._space.root)
-            self._space._turn.release()
+            self._space._turn.give_back()
 
     async def _commit(self) -> None:
         view = flatten(self._space.root)
@@ -117,13 +148,13 @@ class Update:
             except StaleGeneration:
                 if attempt == _ATTEMPTS - 1:
                     raise
+            await sleep(random.uniform(0, _FIRST_WAIT_S * 2**attempt))  # noqa: S311 -- nothing secret
 
     async def _attempt(self, view: FlatView) -> None:
         space = self._space
         transaction = space._vm.transaction(hold=self._hold, dry_run=self._dry_run, wait_ms=self._wait_ms)
         async with transaction as t:
-            mine = {number: slot for number, slot in t.slots.items() if slot in space._claimed}
-            laid = lay_out(view, t.draft, mine)
+            laid = lay_out(view, t.draft, space.own(t.slots))
             self._plan = t.plan()
             if not self._dry_run:
                 # Until the answer is here, either map may stand.

@@ -20,6 +20,7 @@ from .bodies import SMALL, BodySize, size_of
 from .commit_calls import check, commit_by_calls, commit_by_list, list_entry
 from .commit_held import MAX_LIST, commit_held, commit_inside, in_order, is_small
 from .dirty import DirtyView
+from .errors import BadVm, HoldFailed, Outcome, TransactionRefused, TransactionUnsettled, VmmdError
 from .order import Order, TransactionResult
 from .script import Exchange, Script
 
@@ -38,7 +39,7 @@ class Way(enum.Enum):
 def commit(order: Order, view: DirtyView) -> Script[TransactionResult]:
     """Carry out a plan, and hand the bits of slots that went to the dirty view.
 
-    Raises:
+    Raises (with its `outcome`):
         StaleGeneration: somebody else has changed the map; nothing was done.
         KickTimeout, HoldConflict: the turn did not come; nothing was done.
         TransactionRefused: the daemon refused a step, which is named; it says what stands.
@@ -46,15 +47,20 @@ def commit(order: Order, view: DirtyView) -> Script[TransactionResult]:
         TransportError, ProtocolError: the answer is lost; nothing was done.
         PlanTooLarge: it goes into no body that the daemon takes; nothing was sent.
     """
-    limits = yield from _limits(order)
-    if order.is_inside:
-        return (yield from commit_inside(order, limits, view))
-    way = way_of(order, limits)
-    if way is Way.CALLS:
-        return (yield from commit_by_calls(order, view))
-    if way is Way.LIST:
-        return (yield from commit_by_list(order, view))
-    return (yield from commit_held(order, limits, view))
+    way: Way | None = None
+    try:
+        limits = yield from _limits(order)
+        if order.is_inside:
+            return (yield from commit_inside(order, limits, view))
+        way = way_of(order, limits)
+        if way is Way.CALLS:
+            return (yield from commit_by_calls(order, view))
+        if way is Way.LIST:
+            return (yield from commit_by_list(order, view))
+        return (yield from commit_held(order, limits, view))
+    except VmmdError as error:
+        error.outcome = _outcome(error, way)
+        raise
 
 
 def dry_run(order: Order) -> Script[TransactionResult]:
@@ -65,8 +71,12 @@ def dry_run(order: Order) -> Script[TransactionResult]:
         TransactionRefused: the daemon would refuse a step, which is named.
         PlanTooLarge: it does not go into one body.
     """
-    limits = yield from _limits(order)
-    return (yield from check(order, limits))
+    try:
+        limits = yield from _limits(order)
+        return (yield from check(order, limits))
+    except VmmdError as error:
+        error.outcome = _outcome(error, None)
+        raise
 
 
 def way_of(order: Order, limits: BodySize = SMALL) -> Way:
@@ -78,6 +88,18 @@ def way_of(order: Order, limits: BodySize = SMALL) -> Way:
         return Way.HOLD
     list_fits = len(plan.changes) <= MAX_LIST and size_of([list_entry(order)]).is_within(limits)
     return Way.LIST if list_fits else Way.HOLD
+
+
+def _outcome(error: VmmdError, way: Way | None) -> Outcome | None:
+    """Tell what became of a transaction from what it ended with."""
+    if isinstance(error, BadVm):
+        return None
+    if isinstance(error, TransactionRefused) and not error.rolled_back:
+        return Outcome.PART_DONE if way is Way.CALLS else Outcome.UNKNOWN
+    is_unknown = isinstance(error, TransactionUnsettled) or (
+        isinstance(error, HoldFailed) and not error.rolled_back and error.became is None
+    )
+    return Outcome.UNKNOWN if is_unknown else Outcome.NOTHING_DONE
 
 
 def _limits(order: Order) -> Script[BodySize]:

@@ -22,6 +22,7 @@ from .events import Events, Place
 from .http import HttpTransport
 from .protocol import Call, T
 from .retry import DEFAULT_ATTEMPTS
+from .shared_vm import forget_vm
 from .transport import Transport
 from .vm import Vm
 from .websocket import WebSocketTransport
@@ -62,11 +63,14 @@ class Kvm:
             KvmError: EMFILE, over the daemon's limit.
             InvalidArgument: a seed for a parallel VM.
         """
-        return Vm(self._channel, await self._channel.send(calls.create_vm(name, execution, seed)))
+        vm = await self._channel.send(calls.create_vm(name, execution, seed))
+        forget_vm(self._channel, vm)
+        return Vm(self._channel, vm)
 
     async def destroy_vm(self, vm: str) -> None:
         """Destroy a VM by its id."""
         await self._channel.send(calls.destroy_vm(vm))
+        forget_vm(self._channel, vm)
 
     async def list_vms(self) -> list[VmInfo]:
         """List the VMs, with what ended their run loops."""

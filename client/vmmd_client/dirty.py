@@ -172,9 +172,11 @@ class DirtyView:
             return self._waiting.take(guest_phys_addr, size)
 
     def leave_unsettled(self, transaction: Unsettled) -> None:
-        """Remember a transaction whose end is not known."""
+        """Remember a transaction whose end is not known; a hold may have several."""
         with self._lock:
-            self._unsettled[transaction.hold] = transaction
+            known = self._unsettled.get(transaction.hold)
+            dirty = (*known.dirty, *transaction.dirty) if known else transaction.dirty
+            self._unsettled[transaction.hold] = Unsettled(transaction.hold, dirty)
 
     def settle(self, hold: str, *, was_done: bool) -> None:
         """Take over the bits of a transaction that was done, or leave them to the slots of one that was not."""

@@ -70,6 +70,7 @@ class Draft:
             raise SlotTaken(
                 f"there is a {taken} already; delete it in the same transaction, or take another id", slot.slot
             )
+        slot = replace(slot, flags=int(slot.flags))
         self._ids.take_this(slot.slot)
         self._standing[slot.slot] = slot
         return slot
@@ -119,6 +120,7 @@ class Draft:
             OutOfRange: the address is not inside the slot.
         """
         old = self.at(slot)
+        _check_whole("guest_phys_addr", guest_phys_addr, old)
         if not old.guest_phys_addr < guest_phys_addr < old.end:
             raise OutOfRange(
                 f"{old} cannot be split at {guest_phys_addr:#x}: name an address inside it",
@@ -187,6 +189,8 @@ class Draft:
         old = self.at(slot)
         flags = old.flags
         for wanted, flag in ((log_dirty, MemFlag.LOG_DIRTY_PAGES), (readonly, MemFlag.READONLY)):
+            if wanted is not None and not isinstance(wanted, bool):
+                raise OutOfRange(f"{old}: {flag.name} is to be {wanted!r}; give True, False or None", "flags", wanted)
             if wanted is not None:
                 flags = flags | int(flag) if wanted else flags & ~int(flag)
         return self._put(replace(old, flags=flags))
@@ -211,7 +215,10 @@ class Draft:
 
         Raises:
             UnknownSlot: there is none.
+            OutOfRange: the id is no integer.
         """
+        if not is_integer(slot):
+            raise OutOfRange(f"the slot id is {slot!r}; give an integer", "slot", slot)
         try:
             return self._standing[slot]
         except KeyError:
@@ -223,6 +230,11 @@ class Draft:
         _check(slot)
         self._standing[slot.slot] = slot
         return slot
+
+
+def is_integer(value: object) -> bool:
+    """Tell whether a value is an integer and no truth value."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _with_edges(slot: Memslot, before: int, behind: int) -> Memslot:
@@ -243,7 +255,7 @@ def _check_amount(slot: Memslot, by: int, what: str) -> None:
 
 
 def _check_whole(field: str, value: int, slot: Memslot) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not is_integer(value):
         raise OutOfRange(f"slot {slot.slot}: {field} is {value!r}; give an integer", field, value)
     if value % PAGE_SIZE:
         down = value - value % PAGE_SIZE
@@ -257,9 +269,9 @@ def _check_whole(field: str, value: int, slot: Memslot) -> None:
 
 def _check(slot: Memslot) -> None:
     """Check what KVM asks of one slot by itself (KVM_SET_USER_MEMORY_REGION's own rules, in its order)."""
-    if not isinstance(slot.slot, int) or isinstance(slot.slot, bool) or not 0 <= slot.slot < MAX_SLOTS:
+    if not is_integer(slot.slot) or not 0 <= slot.slot < MAX_SLOTS:
         raise OutOfRange(f"there is no slot id {slot.slot!r}; ids go from 0 to {MAX_SLOTS - 1}", "slot", slot.slot)
-    if not isinstance(slot.flags, int) or slot.flags & ~_ALL_FLAGS:
+    if not is_integer(slot.flags) or slot.flags & ~_ALL_FLAGS:
         raise OutOfRange(
             f"slot {slot.slot}: flags are {slot.flags!r}; use LOG_DIRTY_PAGES (1) and READONLY (2)", "flags", slot.flags
         )

@@ -22,6 +22,8 @@
     │   ├── Misaligned              … an address or a size is not of whole pages: field, value
     │   ├── OutOfRange              … an address, a size, an id or flags that no memslot can have: field, value
     │   ├── PlanTooLarge            … it goes into no body that the daemon takes
+    │   ├── NestedTurn              … it is inside another block of the same VM
+    │   ├── TurnTimeout             … other tasks of this client had the VM for too long: wait_s
     │   └── UnsendableParam         … a parameter of a call that cannot be sent, as text for bytes: method, parameter
     ├── TransactionRefused      the daemon refused a step: step, what, rolled_back; its cause is that step's RpcError
     ├── TransactionUnsettled    what became of a transaction could not be learned; its cause says why
@@ -55,6 +57,7 @@ No exception of asyncio, aiohttp or pydantic leaves the library; only a cancella
 
 # ruff: noqa: N818 -- the names say what happened; "Error" behind each of them would say it twice.
 
+import enum
 import errno
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -66,8 +69,22 @@ _T = TypeVar("_T")
 _RESERVED_CODES = range(-32768, -31999)
 
 
+class Outcome(enum.Enum):
+    """What became of a transaction that ended with an error."""
+
+    NOTHING_DONE = "the map is as it was"
+    PART_DONE = "steps before the one that the error names stand"
+    UNKNOWN = "it could not be learned: read the map anew"
+
+
 class VmmdError(Exception):
-    """Whatever goes wrong in the client library, or in the daemon that it talks to."""
+    """Whatever goes wrong in the client library, or in the daemon that it talks to.
+
+    Attributes:
+        outcome: what became of the transaction that ended with it; None where it was another call, or the VM is gone.
+    """
+
+    outcome: Outcome | None = None
 
 
 class TransportError(VmmdError):

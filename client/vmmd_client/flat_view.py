@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from .draft import GPA_END, MAX_SLOT_PAGES, PAGE_SIZE, Draft
 from .errors import PlanError
-from .memslots import MemFlag, Memslot, SlotMap
-from .plan_errors import Misaligned
+from .memslots import MemFlag, Memslot, SlotMap, first_shared
+from .plan_errors import Misaligned, OutOfRange, RangeOverlap
 from .regions import BACKED, Kind, MemoryRegion
 
 
@@ -81,10 +81,12 @@ def flatten(root: MemoryRegion) -> FlatView:
     """Flatten the tree below a region that begins at guest-physical address 0.
 
     Raises:
-        PlanError: a region lies in itself, or shows itself.
+        PlanError: a region lies in itself, or shows itself, or an alias shows nothing.
+        OutOfRange: memory lies where no slot can be, or a region has a size or an address that is none.
+        Misaligned: memory is not of whole pages.
     """
     painter = _Painter()
-    painter.paint(root, -root.addr, (0, GPA_END), readonly=False, log_dirty=False)
+    painter.paint(root, -root.addr, (0, 1 << 64), readonly=False, log_dirty=False)
     merged: list[FlatRange] = []
     for flat in painter.ranges:
         if merged and merged[-1].goes_on_in(flat):
@@ -120,6 +122,7 @@ class _Painter:
             readonly: whether what it is seen through is read-only.
             log_dirty: whether what it is seen through is logged.
         """
+        region.check()
         start = base + region.addr
         clip = (max(clip[0], start), min(clip[1], start + region.size))
         if not region.enabled or clip[0] >= clip[1]:
@@ -133,6 +136,13 @@ class _Painter:
             shown_from = start - region.target_offset - region.target.addr
             self.paint(region.target, shown_from, clip, readonly=readonly, log_dirty=log_dirty)
         for child in region.children:
+            if child.enabled and child.kind in BACKED and child.addr >= region.size:
+                raise OutOfRange(
+                    f"region {child.name!r} at {child.addr:#x} lies behind the end of {region.name!r}, which has "
+                    f"{region.size:#x} bytes; put it inside, or disable it",
+                    "addr",
+                    child.addr,
+                )
             self.paint(child, start, clip, readonly=readonly, log_dirty=log_dirty)
         self._path.pop()
         if region.kind not in {Kind.CONTAINER, Kind.ALIAS}:
@@ -143,6 +153,13 @@ class _Painter:
     ) -> None:
         """Give a region what is still free within the clip."""
         reads_memory = region.kind in BACKED and (region.kind is not Kind.ROM_DEVICE or region.reads_memory)
+        if reads_memory and clip[1] > GPA_END:
+            raise OutOfRange(
+                f"region {region.name!r} reaches to {clip[1]:#x}, and guest-physical space ends at {GPA_END:#x}; "
+                "put it lower",
+                "addr",
+                region.addr,
+            )
         first = bisect.bisect_right(self.ranges, clip[0], key=lambda flat: flat.end)
         last = bisect.bisect_left(self.ranges, clip[1], key=lambda flat: flat.guest_phys_addr)
         there = self.ranges[first:last]
@@ -158,7 +175,8 @@ class _Painter:
 def slots_of(view: FlatView) -> Iterator[Memslot]:
     """Give the memslots that a view asks for, in ascending order; their ids are all 0.
 
-    Only whole pages can be in a slot: what a range has beyond them is left out, as QEMU does. A range that is larger
+    Only whole pages can be in a slot: where another region hides a part of a page, its rest is left out, as QEMU does.
+    A range that is larger
     than the largest slot becomes several.
 
     Raises:
@@ -170,10 +188,12 @@ def slots_of(view: FlatView) -> Iterator[Memslot]:
         start = -(-flat.guest_phys_addr // PAGE_SIZE) * PAGE_SIZE
         end = flat.end // PAGE_SIZE * PAGE_SIZE
         userspace_addr = flat.region.userspace_addr + flat.offset + start - flat.guest_phys_addr
-        if start < end and userspace_addr % PAGE_SIZE:
+        if userspace_addr % PAGE_SIZE:
+            begins = flat.guest_phys_addr - flat.offset
             raise Misaligned(
-                f"region {flat.region.name!r} has userspace_addr {userspace_addr:#x} at guest page {start:#x}; "
-                f"both must be multiples of {PAGE_SIZE:#x}",
+                f"region {flat.region.name!r} begins at guest-physical {begins:#x} with userspace_addr "
+                f"{flat.region.userspace_addr:#x}; both must be multiples of {PAGE_SIZE:#x}: put it, or what shows "
+                "it, elsewhere",
                 "userspace_addr",
                 userspace_addr,
             )
@@ -196,9 +216,19 @@ def lay_out(view: FlatView, draft: Draft, mine: SlotMap) -> frozenset[Memslot]:
 
     Raises:
         SlotTaken: there are no ids left.
+        RangeOverlap: a region would lie over a slot that is not of `mine`.
         OutOfRange, Misaligned: a region lies where no slot can be.
     """
     wanted = list(slots_of(view))
+    shared = first_shared(wanted, [slot for number, slot in draft.slots.items() if number not in mine])
+    if shared is not None:
+        flat = view.at(shared[0].guest_phys_addr)
+        name = flat.region.name if flat else ""
+        raise RangeOverlap(
+            f"region {name!r} [{shared[0].guest_phys_addr:#x}, {shared[0].end:#x}) would lie over {shared[1]}, which "
+            "is not of this address space; delete that one, or put the region elsewhere",
+            (shared[1].slot,),
+        )
     kept: dict[int, Memslot] = {}
     left = dict(mine)
     for likeness in (_place, _memory):

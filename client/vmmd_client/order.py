@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from .dirty import DirtyBitmap
 from .errors import BadVm, HoldConflict, KickTimeout, RpcError, StaleGeneration, TransactionRefused, VmmdError
 from .plan import Plan
+from .plan_errors import OutOfRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,16 @@ class TransactionResult:
     def dirty_pages(self) -> int:
         """How many pages the bitmaps have set."""
         return sum(int.from_bytes(bitmap.bitmap).bit_count() for bitmap in self.dirty)
+
+
+def check_wait_ms(wait_ms: object) -> None:
+    """Check a time that the daemon is to wait for.
+
+    Raises:
+        OutOfRange: it is no number of milliseconds.
+    """
+    if not isinstance(wait_ms, int) or isinstance(wait_ms, bool) or wait_ms < 0:
+        raise OutOfRange(f"wait_ms is {wait_ms!r}; give a whole number of milliseconds, from 0", "wait_ms", wait_ms)
 
 
 def refusal(order: Order, error: RpcError, outcome: str) -> VmmdError:

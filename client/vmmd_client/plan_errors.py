@@ -33,10 +33,11 @@ class RangeOverlap(PlanError):
     """Two slots would share a guest-physical page when the transaction has ended. Nothing was sent.
 
     Attributes:
-        slots: the ids of both, the lower range's first.
+        slots: the ids of both, the lower range's first; where a region of an address space would lie over a slot of
+            somebody else's: that one's.
     """
 
-    def __init__(self, message: str, slots: tuple[int, int]) -> None:
+    def __init__(self, message: str, slots: tuple[int, ...]) -> None:
         super().__init__(message)
         self.slots = slots
 

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from .draft import PAGE_SIZE, USERSPACE_END, is_integer
 from .errors import PlanError
-from .plan_errors import OutOfRange
+from .plan_errors import Misaligned, OutOfRange
 
 
 class Kind(enum.Enum):
@@ -69,9 +70,52 @@ class MemoryRegion:
     children: tuple["MemoryRegion", ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the size: an empty region hides nothing and shows nothing."""
+        """Check it: a region that cannot be had is refused where it is made."""
+        self.check()
+
+    def check(self) -> None:
+        """Check what this region asks for by itself; `flat_view` does so again, since attributes are set freely.
+
+        Raises:
+            OutOfRange: a size or an address is none.
+            Misaligned: RAM, ROM or a ROM device is not of whole pages.
+            PlanError: it is an alias of nothing.
+        """
+        for name in ("size", "addr", "target_offset", "priority"):
+            value = getattr(self, name)
+            if not is_integer(value):
+                raise OutOfRange(f"region {self.name!r}: {name} is {value!r}; give an integer", name, value)
         if not 0 < self.size <= 1 << 64:
-            raise OutOfRange(f"region {self.name!r} cannot have {self.size:#x} bytes", "size", self.size)
+            raise OutOfRange(
+                f"region {self.name!r} cannot have {self.size:#x} bytes; give 1 or more", "size", self.size
+            )
+        if self.kind is Kind.ALIAS and not isinstance(self.target, MemoryRegion):
+            raise PlanError(f"alias {self.name!r} shows {self.target!r}; give the region that it is to show")
+        if self.target is not None and self.target_offset < 0:
+            raise OutOfRange(
+                f"alias {self.name!r} begins at {self.target_offset:#x} of {self.target.name!r}; give an offset from 0",
+                "target_offset",
+                self.target_offset,
+            )
+        if self.kind in BACKED:
+            self._check_memory()
+
+    def _check_memory(self) -> None:
+        addr = self.userspace_addr
+        if not is_integer(addr) or addr is None or not 0 <= addr <= USERSPACE_END - self.size:
+            raise OutOfRange(
+                f"region {self.name!r}: userspace_addr is {addr!r}; give what map_host_memory gave, with room for "
+                f" {self.size:#x} bytes below {USERSPACE_END:#x}",
+                "userspace_addr",
+                addr,
+            )
+        for name, value in (("size", self.size), ("userspace_addr", addr)):
+            if value % PAGE_SIZE:
+                raise Misaligned(
+                    f"region {self.name!r}: {name} {value:#x} is not a multiple of {PAGE_SIZE:#x}, as memory is",
+                    name,
+                    value,
+                )
 
     def add(self, child: "MemoryRegion", addr: int, *, priority: int = 0) -> "MemoryRegion":
         """Put a region into this one, and give it.
@@ -87,6 +131,10 @@ class MemoryRegion:
         """
         if child.container is not None:
             raise PlanError(f"region {child.name!r} lies in {child.container.name!r} already; show it by an alias")
+        if not is_integer(addr) or not is_integer(priority):
+            raise OutOfRange(
+                f"region {child.name!r} cannot lie at {addr!r} with priority {priority!r}; give integers", "addr", addr
+            )
         if not 0 <= addr < 1 << 64:
             raise OutOfRange(f"region {child.name!r} cannot lie at {addr:#x}", "addr", addr)
         child.addr, child.priority, child.container = addr, priority, self

@@ -105,5 +105,5 @@ def test_every_exception_stands_in_the_drawn_tree_in_its_place():
         line.strip("│├└─ ").split()[0]: len(line) - len(line.lstrip("│├└─ ")) for line in drawing if line.strip()
     }
     for name, kind in inspect.getmembers(errors, inspect.isclass):
-        if kind.__module__ == errors.__name__ and kind is not VmmdError:
+        if issubclass(kind, VmmdError) and kind.__module__ == errors.__name__ and kind is not VmmdError:
             assert indents[name] == indents[kind.__mro__[1].__name__] + 4, name

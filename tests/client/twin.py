@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parents[2] / "client" / "vmmd_client"
 TWIN = SOURCE / "sync"
 
 TWINNED = (
-    *("transport", "channel", "connection", "events", "vm_memory", "vm", "vcpu", "transaction"),
+    *("transport", "channel", "connection", "events", "vm_memory", "vm", "vcpu", "transaction", "shared_vm"),
     *("hold", "play", "dirty_log", "address_space"),
 )
 """The modules that the twin has a generated copy of."""

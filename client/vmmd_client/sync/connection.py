@@ -27,6 +27,7 @@ from ..retry import DEFAULT_ATTEMPTS
 from .channel import Batch, Channel
 from .events import Events
 from .http import HttpTransport
+from .shared_vm import forget_vm
 from .transport import Transport
 from .vm import Vm
 from .websocket import WebSocketTransport
@@ -64,11 +65,14 @@ class Kvm:
             KvmError: EMFILE, over the daemon's limit.
             InvalidArgument: a seed for a parallel VM.
         """
-        return Vm(self._channel, self._channel.send(calls.create_vm(name, execution, seed)))
+        vm = self._channel.send(calls.create_vm(name, execution, seed))
+        forget_vm(self._channel, vm)
+        return Vm(self._channel, vm)
 
     def destroy_vm(self, vm: str) -> None:
         """Destroy a VM by its id."""
         self._channel.send(calls.destroy_vm(vm))
+        forget_vm(self._channel, vm)
 
     def list_vms(self) -> list[VmInfo]:
         """List the VMs, with what ended their run loops."""

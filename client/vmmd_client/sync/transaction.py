@@ -15,7 +15,7 @@ from ..commit import commit, dry_run
 from ..draft import Draft
 from ..errors import VmmdError
 from ..memslots import Memslot, SlotMap
-from ..order import Order, TransactionResult
+from ..order import Order, TransactionResult, check_wait_ms
 from ..plan import Plan
 from .channel import Channel
 from .play import play
@@ -28,12 +28,17 @@ if TYPE_CHECKING:
 class Transaction:
     """Collects changes; made by `Vm.transaction`. Its methods are those of a draft, by the same names."""
 
-    def __init__(self, vm: "Vm", channel: Channel, *, hold: bool, dry_run: bool, wait_ms: int) -> None:
+    def __init__(
+        self, vm: "Vm", channel: Channel, *, hold: bool, dry_run: bool, wait_ms: int, inside: str | None = None
+    ) -> None:
+        check_wait_ms(wait_ms)
         self._vm = vm
         self._channel = channel
         self._force_hold = hold
         self._is_dry_run = dry_run
         self._wait_ms = wait_ms
+        # The name of an open hold that it is a part of; the turn is that hold's then.
+        self._inside = inside
         self._table: SlotTable | None = None
         self._draft: Draft | None = None
         self._is_over = False
@@ -87,7 +92,7 @@ class Transaction:
         """
         draft = self._changing()
         number = draft.free_id() if slot is None else slot
-        return draft.create(Memslot(number, int(flags), guest_phys_addr, memory_size, userspace_addr))
+        return draft.create(Memslot(number, flags, guest_phys_addr, memory_size, userspace_addr))
 
     def grow(self, slot: int, by: int, *, at_start: bool = False) -> Memslot:
         """See `Draft.grow`."""
@@ -118,7 +123,15 @@ class Transaction:
         return self._changing().set_flags(slot, log_dirty=log_dirty, readonly=readonly)
 
     def __enter__(self) -> Self:
-        self._table = self._vm.slot_table()
+        if self._inside is None:
+            self._vm.shared.turn.take(
+                f"a transaction on VM {self._vm.id}", self._channel.timeout_s + self._wait_ms / 1000
+            )
+        try:
+            self._table = self._vm.slot_table()
+        except BaseException:
+            self._end()
+            raise
         self._draft = Draft(self._table.slots)
         return self
 
@@ -126,15 +139,29 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._is_over = True
-        table = self._table
-        if error is not None or table is None:
-            return
+        try:
+            if error is None and self._table is not None:
+                self._commit(self._table)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        if self._inside is None:
+            self._vm.shared.turn.give_back()
+
+    def _commit(self, table: "SlotTable") -> None:
         plan = self.plan()
         if not plan.steps:
             self._result = TransactionResult(table.generation, None, None, ())
             return
         order = Order(
-            self._vm.id, plan, table.generation, secrets.token_urlsafe(16), self._wait_ms, forced=self._force_hold
+            self._vm.id,
+            plan,
+            table.generation,
+            self._inside or secrets.token_urlsafe(16),
+            self._wait_ms,
+            forced=self._force_hold,
+            is_inside=self._inside is not None,
         )
         # Whatever comes of it, the map that was known before may be history; a success tells the new one.
         self._vm.forget_slot_table()

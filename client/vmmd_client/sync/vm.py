@@ -1,7 +1,7 @@
 """A VM as an object: one typed method for each method of the wire.
 
-A `Vm` holds the VM's id and the slot table as far as its own calls have taught it. It owns nothing in the daemon: a
-handle that is dropped destroys nothing.
+A `Vm` holds the VM's id, and with all handles of its client on that VM what `shared_vm` says. It owns nothing in the
+daemon: a handle that is dropped destroys nothing.
 """
 
 # Made of ../vm.py by `python -m tests.client.twin`: change that one.
@@ -16,7 +16,6 @@ from vmmd.api.vcpus import StatsResult
 
 from .. import calls
 from ..calls import BytesLike, ChangeOptions, GatedChangeOptions
-from ..dirty import DirtyView
 from ..events import Place
 from ..memslots import Memslot, SlotMap, with_call
 from ..transaction import DEFAULT_WAIT_MS
@@ -25,19 +24,20 @@ from .channel import Channel
 from .dirty_log import DirtyLog
 from .events import Events
 from .hold import Hold
+from .shared_vm import forget_vm, shared_vm
 from .transaction import Transaction
 from .vcpu import Vcpu
 from .vm_memory import VmMemory
 
 
 class Vm(VmMemory):
-    """One VM. `slot_table` is fetched once and kept up to date by this handle's own changes."""
+    """One VM. `slot_table` is fetched once and kept up to date by this client's own changes."""
 
-    def __init__(self, channel: Channel, vm: str, dirty: DirtyView | None = None) -> None:
+    def __init__(self, channel: Channel, vm: str) -> None:
         """Name a VM; whether it exists is for the first call to tell."""
         super().__init__(channel, vm)
-        self._table: SlotTable | None = None
-        self.dirty = DirtyLog(channel, vm, dirty or DirtyView())
+        self.shared = shared_vm(channel, vm)
+        self.dirty = DirtyLog(channel, vm, self.shared)
 
     def vcpu(self, vcpu: int) -> Vcpu:
         """Name one of the VM's vCPUs."""
@@ -45,7 +45,12 @@ class Vm(VmMemory):
 
     def with_timeout(self, timeout_s: float) -> "Vm":
         """Give a handle on the same VM whose calls may take `timeout_s` seconds each."""
-        return Vm(self._channel.with_timeout(timeout_s), self.id, self.dirty.view)
+        return Vm(self._channel.with_timeout(timeout_s), self.id)
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a call may take, in seconds, beyond its own `wait_ms`; a block waits as long for its turn."""
+        return self._channel.timeout_s
 
     # Memslots and their dirty log.
 
@@ -70,10 +75,10 @@ class Vm(VmMemory):
         """
         region = Memslot(slot, int(flags), guest_phys_addr, memory_size, userspace_addr)
         generation = self._channel.send(calls.set_user_memory_region(self.id, region, **options))
-        if self._table is not None:
-            if self._table.generation + 1 == generation:
-                self.know_slot_table(generation, with_call(self._table.slots, region))
-            elif self._table.generation != generation:
+        if self.shared.table is not None:
+            if self.shared.table.generation + 1 == generation:
+                self.know_slot_table(generation, with_call(self.shared.table.slots, region))
+            elif self.shared.table.generation != generation:
                 self.forget_slot_table()
         return generation
 
@@ -104,24 +109,24 @@ class Vm(VmMemory):
             )
             for region in reply.regions
         }
-        self._table = SlotTable(reply.generation, slots)
-        return self._table
+        self.shared.table = SlotTable(reply.generation, slots)
+        return self.shared.table
 
     def slot_table(self) -> SlotTable:
-        """Give the slot table as this handle knows it; fetched where it does not.
+        """Give the slot table as this client knows it; fetched where it does not.
 
         Another client's changes are not seen here; a transaction notices them by the generation, raises
         StaleGeneration, and the next call of this method fetches anew.
         """
-        return self._table if self._table is not None else self.get_memory_regions()
+        return self.shared.table if self.shared.table is not None else self.get_memory_regions()
 
     def know_slot_table(self, generation: int, slots: SlotMap) -> None:
-        """Take the table that a change of this handle's has left."""
-        self._table = SlotTable(generation, slots)
+        """Take the table that a change of this client's has left."""
+        self.shared.table = SlotTable(generation, slots)
 
     def forget_slot_table(self) -> None:
         """Have the next `slot_table` fetch."""
-        self._table = None
+        self.shared.table = None
 
     def get_dirty_log(
         self,
@@ -236,7 +241,17 @@ class Vm(VmMemory):
             dry_run: True has the daemon check the changes when the block ends, and changes nothing.
             wait_ms: how long to wait for a turn, in milliseconds.
 
-        Raises (when the block ends): see `commit.commit`.
+        Transactions, holds and fetches of dirty pages of one client take turns: only another client is a conflict.
+
+        Raises (nothing is done, unless it says otherwise; `VmmdError.outcome` tells):
+            PlanError: a change that cannot be meant, when it is made; nothing is sent.
+            NestedTurn, TurnTimeout: it is inside another block of this VM, or waited too long for one.
+            StaleGeneration: another client has changed the map.
+            KickTimeout, HoldConflict: the turn at the daemon did not come.
+            TransactionRefused: the daemon refused a step, which is named; it says what stands.
+            TransactionUnsettled: the answer is lost, and so is that to the question what became of it.
+            TransportError, ProtocolError: the answer is lost; it was asked after, and nothing was done.
+            PlanTooLarge: it goes into no body that the daemon takes.
         """
         return Transaction(self, self._channel, hold=hold, dry_run=dry_run, wait_ms=wait_ms)
 
@@ -335,3 +350,4 @@ class Vm(VmMemory):
     def destroy(self) -> None:
         """Destroy the VM; whoever waits for anything in it gets HoldFailed."""
         self._channel.send(calls.destroy_vm(self.id))
+        forget_vm(self._channel, self.id)
