@@ -101,6 +101,11 @@ def refusable(body: bytes) -> bytes:
     return json.dumps(asked).encode()
 
 
+def another_client(wire: Wire) -> Client:
+    """Give a second client of the same core, which knows nothing of the first."""
+    return Client(MemoryTransport(wire.answer), attempts=1)
+
+
 @asynccontextmanager
 async def core(
     lease_ms: int = 5_000, attempts: int = 1, guest_memory_bytes: int = 1 << 28

@@ -16,6 +16,7 @@ from vmmd_client import (
     MemFlag,
     Memslot,
     Misaligned,
+    NestedTurn,
     PlanError,
     RangeOverlap,
     StaleGeneration,
@@ -31,7 +32,7 @@ from vmmd_client.pc_demo import show
 from vmmd_client.plan_errors import OutOfRange
 from vmmd_client.regions import MemoryRegion, alias, container, ram, reservation, rom, rom_device
 
-from .core import Fault, Wire, core
+from .core import Fault, Wire, another_client, core
 
 PAGE = 4096
 
@@ -255,17 +256,124 @@ async def test_a_region_that_lies_where_no_slot_can_be_is_refused_before_anythin
 ):
     _, wire = there
     wire.set_weather(lambda _: None)
-    with pytest.raises(Misaligned, match="region 'dimm' has userspace_addr"):
+    with pytest.raises(Misaligned, match="region 'dimm': userspace_addr"):
         await plug(machine, 64 * PAGE, PAGE, machine.memory + 1)
     with pytest.raises(OutOfRange, match="userspace_addr"):
         await plug(machine, 64 * PAGE, PAGE, (1 << 47) - PAGE)
     assert wire.round_trips == 0
 
 
-def test_parts_of_a_page_are_no_slot():
+def test_the_rest_of_a_page_of_which_a_part_is_hidden_is_no_slot():
     root = container("system", 1 << 30)
-    root.add(ram("ram", 3 * PAGE, 0x7000_0800), 0x800)
+    root.add(ram("ram", 3 * PAGE, 0x7000_0000), 0)
+    root.add(reservation("registers", 0x800), 0, priority=1)
     assert list(slots_of(flatten(root))) == [Memslot(0, 0, PAGE, 2 * PAGE, 0x7000_1000)]
+
+
+@pytest.mark.parametrize(
+    ("size", "userspace_addr", "error"),
+    [
+        (100, 0x7000_0000, Misaligned),
+        (PAGE, 0x7000_0800, Misaligned),
+        (PAGE, None, OutOfRange),
+        (PAGE, "0x1000", OutOfRange),
+        (PAGE, True, OutOfRange),
+        (PAGE, -PAGE, OutOfRange),
+        (0, 0x7000_0000, OutOfRange),
+        ("4K", 0x7000_0000, OutOfRange),
+        (None, 0x7000_0000, OutOfRange),
+    ],
+)
+def test_memory_that_cannot_be_had_is_refused_where_it_is_made(size: Any, userspace_addr: Any, error: type[PlanError]):
+    with pytest.raises(error, match="region 'odd'"):
+        ram("odd", size, userspace_addr)
+
+
+@pytest.mark.parametrize("target", [None, "ram"])
+def test_an_alias_of_nothing_is_refused_where_it_is_made(target: Any):
+    with pytest.raises(PlanError, match="give the region that it is to show"):
+        alias("window", target, 0, PAGE)
+    with pytest.raises(OutOfRange, match="from 0"):
+        alias("window", ram("ram", PAGE, 0x7000_0000), -PAGE, PAGE)
+
+
+@pytest.mark.parametrize(("addr", "priority"), [("0x1000", 0), (None, 0), (0, "high")])
+def test_a_place_that_is_no_integer_is_refused(addr: Any, priority: Any):
+    root = container("system", 1 << 30)
+    with pytest.raises(OutOfRange, match="give integers"):
+        root.add(ram("ram", PAGE, 0x7000_0000), addr, priority=priority)
+    assert root.children == ()
+
+
+@pytest.mark.parametrize(
+    ("addr", "error", "says"),
+    [
+        (0x1800, Misaligned, "begins at guest-physical 0x1800"),
+        (1 << 60, OutOfRange, "guest-physical space ends at"),
+    ],
+)
+async def test_memory_where_no_slot_can_be_is_refused_and_nothing_is_sent(
+    there: tuple[Client, Wire], machine: Machine, addr: int, error: type[PlanError], says: str
+):
+    _, wire = there
+    machine.root.size = 1 << 64
+    wire.set_weather(lambda _: None)
+    with pytest.raises(error, match=says):
+        await plug(machine, addr, PAGE, machine.memory)
+    assert wire.round_trips == 0
+    assert [child.name for child in machine.root.children] == ["window", "ram"]
+
+
+def test_memory_behind_the_end_of_its_container_is_refused_and_not_left_out():
+    root = container("system", 1 << 30)
+    dimm = root.add(ram("dimm", PAGE, 0x7000_0000), 1 << 30)
+    with pytest.raises(OutOfRange, match="behind the end of 'system'"):
+        flatten(root)
+    dimm.enabled = False
+    assert flatten(root).ranges == ()
+
+
+async def empty_update(space: AddressSpace) -> None:
+    async with space.update():
+        pass
+
+
+async def update_inside_an_update(machine: Machine) -> None:
+    async with machine.space.update():
+        await empty_update(machine.space)
+
+
+async def test_an_update_inside_an_update_is_refused_and_the_next_one_goes_on(machine: Machine):
+    with pytest.raises(NestedTurn, match="inside another block"):
+        await update_inside_an_update(machine)
+    async with machine.vm.transaction() as t:
+        t.create(40, guest_phys_addr=1 << 30, memory_size=PAGE, userspace_addr=machine.memory)
+        with pytest.raises(NestedTurn):
+            await empty_update(machine.space)
+    await machine.update(enabled=True)
+    assert (0, 4, 0) in await machine.places()
+
+
+async def test_a_region_over_somebody_elses_slot_is_named_with_that_slot(machine: Machine):
+    async with machine.vm.transaction() as t:
+        t.create(500, guest_phys_addr=64 * PAGE, memory_size=PAGE, userspace_addr=machine.memory)
+    with pytest.raises(RangeOverlap, match=r"region 'dimm' \[0x40000, 0x41000\) would lie over slot 500") as caught:
+        await plug(machine, 64 * PAGE, PAGE, machine.memory)
+    assert caught.value.slots == (500,)
+
+
+async def test_two_clients_with_a_tree_each_come_both_through(there: tuple[Client, Wire], machine: Machine):
+    _, wire = there
+    vm = another_client(wire).vm(machine.vm.id)
+    other = AddressSpace(vm, container("other", 1 << 30))
+
+    async def plug_in_other(number: int) -> None:
+        async with other.update():
+            other.root.add(ram(f"dimm {number}", PAGE, machine.memory), (64 + 2 * number) * PAGE)
+
+    both = [(machine.update(enabled=number % 2 == 0), plug_in_other(number)) for number in range(3)]
+    await asyncio.gather(*(change for pair in both for change in pair))
+    assert await machine.places() == [(0, 4, 0), (6, 16, 0), (64, 65, 0), (66, 67, 0), (68, 69, 0)]
 
 
 def test_a_range_larger_than_the_largest_slot_becomes_several():
@@ -303,12 +411,14 @@ def test_a_tree_that_cannot_be_is_refused():
         root.add(reservation("low", PAGE), -PAGE)
 
 
-async def test_an_update_has_no_plan_and_no_result_before_its_end(machine: Machine):
+async def test_an_update_shows_its_plan_before_its_end_and_has_no_result_yet(machine: Machine):
     async with machine.space.update() as update:
-        with pytest.raises(VmmdError, match="no plan"):
-            _ = update.plan
+        machine.window.enabled = True
+        before_its_end = update.plan
+        assert [str(step) for step in before_its_end.steps][:1] == ["delete slot 0 [0x0, 0x10000)"]
         with pytest.raises(VmmdError, match="no result"):
             _ = update.result
+    assert update.plan.steps == before_its_end.steps
 
 
 async def test_the_demonstration_shows_each_switch_of_a_pc(there: tuple[Client, Wire]):

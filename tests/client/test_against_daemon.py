@@ -133,9 +133,13 @@ async def test_a_refused_step_leaves_the_map_and_the_running_guest_as_they_were(
     await vm.stop()
 
 
-async def test_two_clients_changing_one_map_notice_each_other(vmmd: Client):
+async def test_two_clients_changing_one_map_notice_each_other(vmmd: Client, url: str):
     vm = await counting_vm(vmmd)
-    other = vmmd.vm(vm.id)
+    async with connect(url) as second:
+        await change_one_map(vm, second.vm(vm.id))
+
+
+async def change_one_map(vm: Vm, other: Vm) -> None:
     await other.slot_table()
     async with vm.transaction() as t:
         t.delete(1)

@@ -9,6 +9,7 @@ import pytest
 from vmmd_client import (
     BadVm,
     Client,
+    HoldConflict,
     InvalidArgument,
     MemFlag,
     OutOfRange,
@@ -23,7 +24,7 @@ from vmmd_client import (
 )
 from vmmd_client.slot_ids import MAX_SLOTS
 
-from .core import Fault, Wire, core
+from .core import Fault, Wire, another_client, core
 
 PAGE = 4096
 
@@ -110,9 +111,9 @@ async def merge_dry(vm: Vm) -> None:
 
 
 async def test_a_dry_run_on_a_map_that_has_moved_on_says_so(there: tuple[Client, Wire], vm: Vm):
-    client, _ = there
+    _, wire = there
     await vm.slot_table()
-    async with client.vm(vm.id).transaction() as t:
+    async with another_client(wire).vm(vm.id).transaction() as t:
         t.delete(3)
     with pytest.raises(StaleGeneration):
         await merge_dry(vm)
@@ -174,11 +175,11 @@ async def test_a_range_that_is_none_is_not_fetched(vm: Vm, gpa: int, size: int):
 
 
 async def test_while_somebody_is_held_a_fetch_waits_its_turn_and_keeps_what_it_has(there: tuple[Client, Wire], vm: Vm):
-    client, _ = there
+    _, wire = there
     async with vm.transaction() as t:
         t.set_flags(0, log_dirty=True)
     await vm.write_guest_memory(PAGE, b"x")
-    async with client.vm(vm.id).hold():
-        with pytest.raises(VmmdError):
+    async with another_client(wire).vm(vm.id).hold():
+        with pytest.raises(HoldConflict):
             await vm.dirty.fetch(wait_ms=0)
     assert list(await vm.dirty.fetch()) == [PAGE]

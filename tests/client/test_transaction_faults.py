@@ -23,7 +23,7 @@ from vmmd_client import (
 from vmmd_client.commit_held import LOG_PART_PAGES
 from vmmd_client.memslots import Memslot, SlotMap
 
-from .core import LIMITS, Fault, Wire, core
+from .core import LIMITS, Fault, Wire, another_client, core
 
 PAGE = 4096
 LOG = int(MemFlag.LOG_DIRTY_PAGES)
@@ -290,10 +290,10 @@ async def test_a_batch_that_still_stands_in_line_is_waited_for_and_its_end_is_kn
 
 
 async def test_a_second_client_that_changes_the_map_first_is_a_clear_conflict(there: tuple[Client, Wire]):
-    client, _ = there
+    client, wire = there
     vm = await a_vm(client)
     before, _ = await wanted(vm, shrink)
-    async with client.vm(vm.id).transaction() as t:
+    async with another_client(wire).vm(vm.id).transaction() as t:
         one_move(t)
     for change in (shrink, merge_logged, change_far_apart, split_much):
         vm.know_slot_table((await vm.get_memory_regions()).generation - 1, before)
@@ -475,7 +475,7 @@ async def test_a_slot_that_is_moved_while_its_log_is_asked_for_has_no_bit_at_the
         nonlocal is_moved
         if b"get_dirty_log" in body and not is_moved:
             is_moved = True
-            async with vm.with_timeout(30).transaction() as t:
+            async with another_client(wire).vm(vm.id).transaction() as t:
                 t.move(3, 200 * PAGE)
             await client.vm(vm.id).write_guest_memory(201 * PAGE, b"\1")
         return await carry(body)

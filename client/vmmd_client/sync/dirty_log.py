@@ -61,8 +61,8 @@ class DirtyLog:
                 fetch.
         """
         check_wait_ms(wait_ms)
-        for field, value in (("guest_phys_addr", guest_phys_addr), ("size", size)):
-            if value is not None and not is_integer(value):
+        for field, value in (("guest_phys_addr", guest_phys_addr), ("size", 0 if size is None else size)):
+            if not is_integer(value):
                 raise OutOfRange(f"{field} is {value!r}; give an integer of bytes", field, value)
         size = GPA_END - guest_phys_addr if size is None else size
         if guest_phys_addr < 0 or size < 0 or guest_phys_addr + size > GPA_END:
