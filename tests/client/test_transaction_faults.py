@@ -468,18 +468,21 @@ async def test_a_slot_that_is_moved_while_its_log_is_asked_for_has_no_bit_at_the
     client, wire = there
     vm = await a_vm(client)
     await store(vm)
-    carry = wire.carry
+    carry, other = wire.carry, another_client(wire).vm(vm.id)
     is_moved = False
 
     async def move_first(body: bytes) -> bytes:
         nonlocal is_moved
         if b"get_dirty_log" in body and not is_moved:
             is_moved = True
-            async with another_client(wire).vm(vm.id).transaction() as t:
+            async with other.transaction() as t:
                 t.move(3, 200 * PAGE)
             await client.vm(vm.id).write_guest_memory(201 * PAGE, b"\1")
         return await carry(body)
 
     wire.carry = move_first  # type: ignore[method-assign]
-    assert list(await vm.dirty.fetch()) == [*STORES, 201 * PAGE]
+    told = list(await vm.dirty.fetch())
     assert is_moved
+    # What slot 3 had logged before it was moved is in the view of the client that has moved it.
+    assert told == [*STORES[:4], 201 * PAGE]
+    assert list(await other.dirty.fetch()) == STORES[4:]
