@@ -20,7 +20,7 @@ from .dirty import PAGE_SIZE, DirtyBitmap, DirtyView, Unsettled
 from .errors import KvmError, LogsInRings, RpcError, TransactionUnsettled, VmmdError
 from .memslots import Memslot
 from .order import Order, TransactionResult, refusal_of
-from .plan import Plan, bitmap_bytes
+from .plan import Change, Plan, bitmap_bytes
 from .script import LOST, NOT_SENT, Answer, Exchange, Script
 from .settle import Became, ended_as, what_became
 
@@ -77,8 +77,7 @@ def commit_inside(order: Order, limits: BodySize, view: DirtyView) -> Script[Tra
 
 def in_order(order: Order) -> list[Entry]:
     """Give all that the hold has where every change is a call of its own: kick, changes, resume."""
-    changes = [_single(order, step) for step in range(len(order.plan.steps)) if step >= len(order.plan.fetches)]
-    return [_kick(order), *changes, _resume(order)]
+    return [_kick(order), *(_single(order, change) for change in _numbered(order.plan)), _resume(order)]
 
 
 def is_small(order: Order) -> bool:
@@ -133,9 +132,14 @@ def _resume(order: Order) -> Entry:
     return Entry(calls.resume_all_kicked_vcpus(order.vm, order.hold))
 
 
-def _single(order: Order, step: int) -> Entry:
-    region = order.plan.changes[step - len(order.plan.fetches)].region
-    return Entry(calls.set_user_memory_region(order.vm, region, hold=order.hold), step)
+def _numbered(plan: Plan) -> list[tuple[int, Change]]:
+    """Give the steps that change the map, with their numbers in the plan."""
+    return list(enumerate(plan.changes, len(plan.fetches)))
+
+
+def _single(order: Order, numbered: tuple[int, Change]) -> Entry:
+    step, change = numbered
+    return Entry(calls.set_user_memory_region(order.vm, change.region, hold=order.hold), step)
 
 
 def _work(
@@ -154,29 +158,27 @@ def _work(
             for first_page, num_pages in log_parts(slot):
                 call = calls.get_dirty_log(order.vm, slot.slot, first_page, num_pages, hold=order.hold)
                 yield Entry(call, step, num_pages // 8)
-    steps = range(len(order.plan.fetches), len(order.plan.steps))
-    for is_large, run in itertools.groupby(steps, lambda step: order.plan.steps[step].slot.slot in large):
+    for is_large, run in itertools.groupby(_numbered(order.plan), lambda numbered: numbered[1].slot.slot in large):
         for entry in map(partial(_single, order), run) if is_large else _lists(order, limits, list(run)):
             # The first change alone can name the generation: it leaves another one behind.
             yield replace(entry, call=replace(entry.call, params={**entry.call.params, **options}))
             options = {}
 
 
-def _lists(order: Order, limits: BodySize, steps: list[int]) -> Iterator[Entry]:
+def _lists(order: Order, limits: BodySize, changes: list[tuple[int, Change]]) -> Iterator[Entry]:
     """Give successive changes as list calls, each of which goes into one body behind a renewal of the hold."""
-    first = len(order.plan.fetches)
-    regions = [order.plan.changes[step - first].region for step in steps]
-    wanted = {order.plan.steps[step].slot.slot for step in steps}
+    regions = [change.region for _, change in changes]
+    wanted = {region.slot for region in regions}
     bitmaps = sum(bitmap_bytes(slot) for slot in order.plan.fetches if slot.slot in wanted)
     call = calls.set_user_memory_region_list(order.vm, regions, hold=order.hold)
-    entry = Entry(call, steps[0], bitmaps + len(regions) * _BESIDE_BITMAP_BYTES)
-    is_taken = len(steps) <= MAX_LIST and size_of([_kick(order), entry]).is_within(limits)
-    if is_taken or len(steps) == 1:
+    entry = Entry(call, changes[0][0], bitmaps + len(regions) * _BESIDE_BITMAP_BYTES)
+    is_taken = len(changes) <= MAX_LIST and size_of([_kick(order), entry]).is_within(limits)
+    if is_taken or len(changes) == 1:
         yield entry
         return
-    middle = len(steps) // 2
-    yield from _lists(order, limits, steps[:middle])
-    yield from _lists(order, limits, steps[middle:])
+    middle = len(changes) // 2
+    yield from _lists(order, limits, changes[:middle])
+    yield from _lists(order, limits, changes[middle:])
 
 
 def _bodies(order: Order, limits: BodySize, large: frozenset[int]) -> list[list[Entry]]:
