@@ -6,8 +6,9 @@ knows whose file descriptor is whose; `text`, `document`, `page` and `ci` show t
 show (the contents of a call, guest mode or sleep) is counted and said, and never made up.
 """
 
-from .audit import DEFAULT_GAP_US, OPEN_GAP_US, Audit, Findings, VmFindings, audit
+from .audit import DEFAULT_GAP_US, Audit, Findings, VmFindings, audit
 from .events import SlotCall, TraceError
+from .growing import OPEN_GAP_US
 from .recording import Audited, Recording, audit_file
 from .strace import StraceReader
 from .tracepoints import TracepointReader

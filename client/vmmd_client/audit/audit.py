@@ -2,13 +2,18 @@
 
 An update is a run of slot calls on one VM by one thread, with no KVM_RUN of that thread between them and no gap longer
 than `gap_us`; while a range that it took away has not been given back once, the gap may be `OPEN_GAP_US`: a VMM's
-thread that is preempted between its delete and its create has not ended its update. A recording is read once, in its
-own order, and what is kept grows with the updates and not with the lines. The audit does no I/O.
+thread that is preempted between its delete and its create has not ended its update. A call that is under way keeps its
+update open however long it takes. What an update that ended by its gap alone still misses is carried: a call of the
+same thread that gives it back within `OPEN_GAP_US`, with no KVM_RUN of that thread between, ends a hole of the update
+that took it away, and who was inside until then was inside that update.
+
+A recording is read once, in its own order, and what is kept grows with the updates and not with the lines. The audit
+does no I/O.
 """
 
-from collections.abc import Callable, Iterable
+import bisect
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 from .events import (
     Event,
@@ -25,18 +30,20 @@ from .events import (
     ThreadMade,
     Woken,
 )
+from .growing import MOST_CARRIED, OPEN_GAP_US, Growing, GrowingUpdates
 from .lanes import Lane
-from .updates import Update, change, pieces
+from .stays import FOR_EVER, Stay, StayLog
+from .updates import Hole, Update, change
 from .vms import Vm, Vms
 
 DEFAULT_GAP_US = 5_000
 """Slot calls further apart than this belong to different updates, in microseconds."""
 
-OPEN_GAP_US = 100_000
-"""The same while a range that the update took away has not been given back once."""
-
 MOST_KEPT_CALLS = 50_000
 """Of how many slot calls the arguments are kept, for pictures and replays; every update's findings are kept."""
+
+MOST_KEPT_STAYS = 200_000
+"""How many KVM_RUNs inside updates are kept, for pictures; who was inside is kept of every update."""
 
 
 @dataclass(slots=True)
@@ -47,11 +54,13 @@ class VmFindings:
         vm: the VM; its slots are those that stood at the end.
         updates: its memory map updates, in the order in which they began.
         lanes: for each thread that was inside KVM_RUN of this VM: when.
+        vcpu_ids: for each of these threads the id of its vCPU, where the recording shows it.
     """
 
     vm: Vm
     updates: list[Update] = field(default_factory=list)
     lanes: dict[int, Lane] = field(default_factory=dict)
+    vcpu_ids: dict[int, int] = field(default_factory=dict)
 
     @property
     def exposed(self) -> int:
@@ -75,72 +84,13 @@ class Findings:
 
     Attributes:
         vms: every VM with at least one slot call or vCPU.
-        has_tracepoints: whether it tells guest mode from sleep.
+        has_tracepoints: whether it tells guest mode from sleep: it has a kvm_entry or a kvm_exit.
         guesses: how many threads were put to a process without the recording saying so.
     """
 
     vms: list[VmFindings]
     has_tracepoints: bool
     guesses: int
-
-
-class _Stay:
-    """A time in guest mode, as `Run` is one inside KVM_RUN."""
-
-    __slots__ = ("thread",)
-
-    def __init__(self, thread: int) -> None:
-        self.thread = thread
-
-
-_T = TypeVar("_T")
-
-
-class _Window(Generic[_T]):
-    """Who was somewhere at any time between an update's first delete and its last call.
-
-    Attributes:
-        is_open: whether the first delete has been.
-        seen: who was there until the last call's end.
-        pending: who counts if another call of the update ends.
-    """
-
-    __slots__ = ("is_open", "pending", "seen")
-
-    def __init__(self) -> None:
-        self.is_open = False
-        self.seen: dict[_T, None] = {}
-        self.pending: list[_T] = []
-
-    def call_ends(self, *, took_memory: bool) -> None:
-        """A call of the update has ended: who came before that was there in the meantime."""
-        self.is_open = self.is_open or took_memory
-        if self.is_open:
-            self.seen.update(dict.fromkeys(self.pending))
-        self.pending = []
-
-
-class _Growing:
-    """An update to which calls may still come."""
-
-    __slots__ = ("runs", "stays", "update", "vm")
-
-    def __init__(self, vm: Vm, update: Update) -> None:
-        self.vm = vm
-        self.update = update
-        self.runs: _Window[Run] = _Window()
-        self.stays: _Window[_Stay] = _Window()
-
-    def takes(self, begin_us: int, gap_us: int) -> bool:
-        """Tell by the time since its last call whether a call of its thread still belongs to it."""
-        if not self.update.changes:
-            return True
-        since_us = begin_us - self.update.changes[-1].call.answered_us
-        if since_us <= gap_us or since_us > OPEN_GAP_US:
-            return since_us <= gap_us
-        if not any(step.removed for step in self.update.changes):
-            return False
-        return any(piece.is_missed for piece in pieces(self.update.changes))
 
 
 class Audit:
@@ -154,12 +104,16 @@ class Audit:
         self._gap_us = gap_us
         self._vms = Vms()
         self._found: dict[Vm, VmFindings] = {}
-        self._growing: dict[tuple[int, Vm], _Growing] = {}
-        self._done: list[_Growing] = []
+        self._growing = GrowingUpdates()
         self._kept_calls = 0
-        self._inside: dict[int, tuple[Run, Vm | None]] = {}
-        self._in_guest: dict[int, _Stay] = {}
-        self._has_tracepoints = False
+        self._kept_stays = 0
+        self._event = 0
+        self._inside: dict[int, tuple[Run, Vm | None, Stay]] = {}
+        self._runs: dict[Vm | None, StayLog] = {}
+        self._in_guest: dict[int, Stay] = {}
+        self._guest_mode_log = StayLog()
+        self._mode_known: set[int] = set()
+        self._unsettled: list[tuple[Update, list[Run]]] = []
         self._now_us = 0
         self._take: dict[type, Callable[..., None]] = {
             RunBegins: self._run_begins,
@@ -177,19 +131,30 @@ class Audit:
     def take(self, events: Iterable[Event]) -> None:
         """Take events in the order in which they happened."""
         for event in events:
+            self._event += 1
             self._take[type(event)](event)
 
     def findings(self) -> Findings:
         """Close every update and give what was found; nothing may be taken any more."""
-        for key in list(self._growing):
-            self._close(key)
-        for thread, (run, _) in list(self._inside.items()):
+        for growing in self._growing.everyone():
+            self._close(growing)
+        for thread, (run, _, _) in list(self._inside.items()):
             run.end_us = self._now_us
             self._leave(thread, self._now_us)
-        for growing in self._done:
-            self._seal(growing)
+        for update, runs in self._unsettled:
+            self._settle(update, runs)
         found = [self._found[vm] for vm in self._vms.all if vm in self._found]
-        return Findings(found, self._has_tracepoints, self._vms.guesses)
+        has_tracepoints = bool(self._mode_known)
+        for update in (update for one in found for update in one.updates):
+            if has_tracepoints:
+                known = update.in_guest_mode or ()
+                update.in_guest_mode = tuple(thread for thread in update.vcpus_inside if thread in known)
+                update.mode_unknown = tuple(
+                    thread
+                    for thread in update.vcpus_inside
+                    if thread not in known and (thread in update.mode_unknown or thread not in self._mode_known)
+                )
+        return Findings(found, has_tracepoints, self._vms.guesses)
 
     def _findings_of(self, vm: Vm) -> VmFindings:
         if vm not in self._found:
@@ -199,39 +164,43 @@ class Audit:
     def _call_begins(self, event: SlotCallBegins) -> None:
         call = event.call
         self._now_us = call.begin_us
-        key = call.thread, self._vms.of_vm_fd(call.thread, call.vm_fd)
-        growing = self._growing.get(key)
+        self._let_old_ones_go()
+        vm = self._vms.of_vm_fd(call.thread, call.vm_fd)
+        growing = self._growing.current(call.thread, vm)
         if growing is not None and not growing.takes(call.begin_us, self._gap_us):
-            self._close(key)
+            self._carry_or_close(growing)
             growing = None
-        if growing is None:
-            vm = key[1]
-            growing = _Growing(vm, Update(call.thread, call.vm_fd, map_known=vm.unknown_since_us is None))
-            self._growing[key] = growing
-        if not growing.runs.is_open:
-            # Should this call be the first delete, then whoever is there now is inside; who left before it is not.
-            growing.runs.pending = [
-                run
-                for run, vm in self._inside.values()
-                if run.thread != call.thread and (vm is None or vm is growing.vm)
-            ]
-            growing.stays.pending = list(self._in_guest.values())
+        self._growing.call_begins(growing or self._begin(call, vm), self._event)
+
+    def _begin(self, call: SlotCall, vm: Vm) -> Growing:
+        growing = Growing(vm, Update(call.thread, call.vm_fd, map_known=vm.unknown_since_us is None))
+        self._growing.add(growing)
+        return growing
 
     def _call_ends(self, event: SlotCallEnds) -> None:
         call = event.call
         self._now_us = max(self._now_us, call.answered_us)
         vm = self._vms.of_vm_fd(call.thread, call.vm_fd)
-        growing = self._growing.get((call.thread, vm))
+        growing = self._growing.current(call.thread, vm)
         if growing is None:
-            return
+            # Its VM was closed, or taken to be another one, while the call was under way: it is an update all the same.
+            growing = self._begin(call, vm)
+            self._growing.call_begins(growing, self._event)
         if call.errno is None:
             self._learn(vm, call)
         step = change(vm.slots, call)
-        if not growing.update.changes:
-            self._findings_of(vm).updates.append(growing.update)
-        growing.update.add(step)
-        growing.runs.call_ends(took_memory=step.removed is not None)
-        growing.stays.call_ends(took_memory=step.removed is not None)
+        update = growing.update
+        if not update.calls:
+            self._findings_of(vm).updates.append(update)
+        update.add(step, keep=self._kept_calls < MOST_KEPT_CALLS)
+        self._kept_calls += 1
+        self._growing.call_ends(growing, self._event, took_memory=step.removed is not None)
+        if step.added is not None:
+            for ended in self._growing.carried(call.thread, vm):
+                if ended.update.carry(step):
+                    ended.closed = self._event
+                    if not ended.update.is_missing:
+                        self._close(ended)
 
     @staticmethod
     def _learn(vm: Vm, call: SlotCall) -> None:
@@ -246,14 +215,19 @@ class Audit:
     def _run_begins(self, event: RunBegins) -> None:
         run = event.run
         self._now_us = run.begin_us
+        self._let_old_ones_go()
         vm = self._vms.of_vcpu_fd(run.thread, run.vcpu_fd)
-        self._inside[run.thread] = run, vm
-        for key, growing in list(self._growing.items()):
-            last_us = growing.update.changes[-1].call.answered_us if growing.update.changes else run.begin_us
-            if key[0] == run.thread or run.begin_us - last_us > max(OPEN_GAP_US, self._gap_us):
-                self._close(key)
-            elif vm is None or vm is growing.vm:
-                growing.runs.pending.append(run)
+        if run.thread in self._inside:
+            self._leave(run.thread, run.begin_us)
+        stay = Stay(run.thread, self._event, run=run)
+        self._inside[run.thread] = run, vm, stay
+        self._runs.setdefault(vm, StayLog()).add(stay, self._growing.needed_since)
+        if vm is not None:
+            vcpu = vm.vcpus.get(run.vcpu_fd) if run.vcpu is None else run.vcpu
+            if vcpu is not None:
+                self._findings_of(vm).vcpu_ids[run.thread] = vcpu
+        for growing in self._growing.of_thread(run.thread):
+            self._close(growing)
 
     def _run_ends(self, event: RunEnds) -> None:
         run = event.run
@@ -263,7 +237,8 @@ class Audit:
             self._leave(run.thread, end_us)
 
     def _leave(self, thread: int, end_us: int) -> None:
-        run, vm = self._inside.pop(thread)
+        run, vm, stay = self._inside.pop(thread)
+        stay.ended = self._event
         if vm is not None and not run.never_started:
             self._findings_of(vm).lanes.setdefault(thread, Lane()).add(run.begin_us, end_us)
 
@@ -275,50 +250,97 @@ class Audit:
         self._ended(self._vms.closed(event))
 
     def _ended(self, vm: Vm | None) -> None:
-        for key in [key for key in self._growing if key[1] is vm]:
-            self._close(key)
+        if vm is not None:
+            for growing in self._growing.of_vm(vm):
+                self._close(growing)
+            self._runs.pop(vm, None)
 
     def _log_call(self, event: LogCall) -> None:
         self._vms.of_vm_fd(event.thread, event.vm_fd).log_calls += 1
 
     def _guest_mode(self, event: GuestMode) -> None:
-        self._has_tracepoints = True
-        if not event.entered:
-            self._in_guest.pop(event.thread, None)
-            return
-        stay = self._in_guest[event.thread] = _Stay(event.thread)
-        for growing in self._growing.values():
-            growing.stays.pending.append(stay)
+        thread = event.thread
+        there = self._in_guest.pop(thread, None)
+        if there is not None:
+            there.ended = self._event
+        if event.entered or thread not in self._mode_known:
+            # A thread whose first tracepoint is an exit was in guest mode until then.
+            stay = Stay(thread, self._event)
+            self._guest_mode_log.add(stay, self._growing.needed_since)
+            if event.entered:
+                self._in_guest[thread] = stay
+            else:
+                stay.ended = self._event
+        self._mode_known.add(thread)
 
     def _woken(self, event: Woken) -> None:
         # It slept inside KVM_RUN, so it was not in guest mode: an exit that was lost is made good.
-        self._has_tracepoints = True
-        self._in_guest.pop(event.thread, None)
+        there = self._in_guest.pop(event.thread, None)
+        if there is not None:
+            there.ended = self._event
 
-    def _close(self, key: tuple[int, Vm]) -> None:
-        growing = self._growing.pop(key)
+    def _let_old_ones_go(self) -> None:
+        """Close the updates to which nothing can come any more."""
+        for growing in self._growing.older(self._now_us - max(OPEN_GAP_US, self._gap_us)):
+            self._close(growing)
+
+    def _carry_or_close(self, growing: Growing) -> None:
+        """End an update by its gap; what it still misses may come back with the next one."""
+        carried = self._growing.carried(growing.update.thread, growing.vm)
+        growing.has_ended = True
+        if not growing.update.is_missing:
+            self._close(growing)
+        elif len(carried) >= MOST_CARRIED:
+            self._close(carried[0])
+
+    def _close(self, growing: Growing) -> None:
+        """Work an update out, and who was inside; of a KVM_RUN that goes on it is not yet known whether it started."""
+        self._growing.remove(growing)
         update = growing.update
-        if not update.changes:
-            return
         update.close()
-        self._kept_calls += update.calls
-        if self._kept_calls > MOST_KEPT_CALLS:
-            update.changes = []
-        growing.runs.pending = []
-        growing.stays.pending = []
-        self._done.append(growing)
+        if growing.opened == FOR_EVER:
+            return
+        window = growing.opened, growing.closed
+        logs = [self._runs[vm] for vm in (growing.vm, None) if vm in self._runs]
+        stays = [stay for log in logs for stay in log.between(*window) if stay.thread != update.thread]
+        runs = [stay.run for stay in stays if stay.run is not None]
+        if self._mode_known:
+            update.in_guest_mode = tuple({stay.thread for stay in self._guest_mode_log.between(*window)})
+            update.mode_unknown = tuple({run.thread for run in runs} - self._mode_known)
+        if any(stay.ended == FOR_EVER for stay in stays):
+            self._unsettled.append((update, runs))
+        else:
+            self._settle(update, runs)
 
-    def _seal(self, growing: _Growing) -> None:
+    def _settle(self, update: Update, runs: Sequence[Run]) -> None:
         """Write down who was inside; only now is it known which runs ended in EAGAIN."""
-        update = growing.update
-        runs = [run for run in growing.runs.seen if not run.never_started]
-        update.vcpus_inside = tuple(sorted({run.thread for run in runs}))
-        update.stays = tuple(
-            (run.thread, run.begin_us, run.begin_us if run.end_us is None else run.end_us) for run in runs
-        )
-        if self._has_tracepoints:
-            in_guest = {stay.thread for stay in growing.stays.seen}
-            update.in_guest_mode = tuple(thread for thread in update.vcpus_inside if thread in in_guest)
+        stays = [
+            (run.thread, run.begin_us, run.begin_us if run.end_us is None else run.end_us)
+            for run in runs
+            if not run.never_started
+        ]
+        update.vcpus_inside = tuple(sorted({stay[0] for stay in stays}))
+        update.met_us = _met_us(update.holes, stays)
+        if self._kept_stays + len(stays) <= MOST_KEPT_STAYS:
+            self._kept_stays += len(stays)
+            update.stays = tuple(stays)
+
+
+def _met_us(holes: Iterable[Hole], stays: Iterable[tuple[int, int, int]]) -> int:
+    """Give for how long at most one stay and one hole went on together."""
+    longest_us = 0
+    of_thread: dict[int, list[tuple[int, int]]] = {}
+    for thread, begin_us, end_us in stays:
+        of_thread.setdefault(thread, []).append((begin_us, end_us))
+    for hole in sorted(holes, key=lambda hole: -hole.open_us):
+        if hole.open_us <= longest_us:
+            break
+        for own in of_thread.values():
+            first = bisect.bisect_right(own, hole.begin_us, key=lambda stay: stay[1])
+            last = bisect.bisect_left(own, hole.end_us, key=lambda stay: stay[0])
+            for begin_us, end_us in own[first:last]:
+                longest_us = max(longest_us, min(end_us, hole.end_us) - max(begin_us, hole.begin_us))
+    return longest_us
 
 
 def audit(events: Iterable[Event], *, gap_us: int = DEFAULT_GAP_US) -> Findings:

@@ -52,6 +52,7 @@ class Run:
         begin_us: when the call began.
         end_us: when it ended; None while it has not, or where the recording does not tell.
         errno: the error's name, or None.
+        vcpu: the vCPU's id, where the recorder printed it beside the file descriptor.
     """
 
     thread: int
@@ -59,6 +60,7 @@ class Run:
     begin_us: int
     end_us: int | None = None
     errno: str | None = None
+    vcpu: int | None = None
 
     @property
     def never_started(self) -> bool:

@@ -55,7 +55,7 @@ class Recording:
         """Read the file and give its events.
 
         Raises:
-            TraceError: the file cannot be read, or holds no ioctl and no tracepoint of KVM at all.
+            TraceError: the file cannot be read, or holds no call and no tracepoint of KVM at all.
         """
         lines = self._lines()
         first = list(itertools.islice(lines, _FIRST_LINES))
@@ -65,6 +65,11 @@ class Recording:
             raise TraceError(
                 f"{self.name} holds no ioctl that can be read; record one with: "
                 "strace -f -ttt -e trace=ioctl -o FILE COMMAND"
+            )
+        if not self.reader.kvm_calls:
+            raise TraceError(
+                f"{self.name} holds {self.reader.ioctls:,} calls and none of them is KVM's: record the VMM itself, and "
+                "all of its threads (strace -f), not what started it or talks to it"
             )
 
     def _lines(self) -> Iterator[str]:
@@ -129,9 +134,12 @@ class Audited:
         name: the file's path, or "-".
         findings: what it holds.
         lines: how many lines it has.
-        unread_lines: how many of them name a slot call or a KVM_RUN but could not be read.
+        unread_lines: how many of them are, or may have been, a slot call, a KVM_RUN or a tracepoint that matters but
+            could not be read; a tracer's file counts too.
         cut_off: whether its gzip stream ended before its end.
         matched: where tracepoints were read from a file of their own, how well the clocks were matched.
+        has_untimed_runs: whether it shows several threads, none of their calls unfinished, and KVM_RUNs without the
+            time that they took, as merged files of `strace -ff` do: how long these lasted is not known.
     """
 
     name: str
@@ -140,13 +148,13 @@ class Audited:
     unread_lines: int
     cut_off: bool
     matched: Matched | None = None
+    has_untimed_runs: bool = False
 
     @property
     def is_doubtful(self) -> bool:
         """Whether something could not be read, or was not known of a map, so that an update may have been missed."""
-        return bool(self.unread_lines or self.cut_off) or any(
-            found.vm.unseen_calls or found.vm.unseen_slots for found in self.findings.vms
-        )
+        unsure = self.unread_lines or self.cut_off or self.has_untimed_runs or self.findings.guesses
+        return bool(unsure) or any(found.vm.unseen_calls or found.vm.unseen_slots for found in self.findings.vms)
 
 
 def audit_file(
@@ -175,11 +183,27 @@ def audit_file(
     recording = Recording(name, progress)
     auditor = Audit(gap_us=gap_us)
     events = recording.events()
+    read = [recording]
     if tracepoints is not None and offset_us is not None:
-        events = _merged(events, Recording(tracepoints).events(), offset_us)
+        read.append(Recording(tracepoints))
+        events = _merged(events, read[1].events(), offset_us)
     auditor.take(events)
+    found = auditor.findings()
     reader = recording.reader
-    return Audited(name, auditor.findings(), reader.lines, reader.unread_lines, recording.cut_off, matched)
+    return Audited(
+        name,
+        found,
+        reader.lines,
+        sum(one.reader.unread_lines for one in read),
+        any(one.cut_off for one in read),
+        matched,
+        isinstance(reader, StraceReader) and reader.untimed_runs > 0 and not reader.unfinished and _has_threads(found),
+    )
+
+
+def _has_threads(found: Findings) -> bool:
+    """Tell whether several threads used one VM."""
+    return any(len(one.lanes.keys() | {update.thread for update in one.updates}) > 1 for one in found.vms)
 
 
 def _slot_call_times(name: str) -> dict[int, list[int]]:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 
 from .clock import Clock, microseconds
 from .events import Event, FdMade, Run, RunBegins, RunEnds, SlotCall, SlotCallBegins, SlotCallEnds
-from .strace import MOST_OF_A_LINE, SLOT_CALLS, tracepoint
+from .requests import MAKERS, SLOT_CALLS, name_of
+from .strace import MOST_OF_A_LINE, tracepoint
 
 # perf trace: "  43.273 ( 0.259 ms): comm/tid ioctl(fd: 11, cmd: KVM_RUN) = 0". The time is in ms since its first event,
 # and a command's name may hold anything, a slash too.
@@ -31,17 +32,6 @@ _ENTER = re.compile(
 )
 _EXIT = re.compile(r"(?:syscalls:)?sys_(?:exit_)?ioctl(?:: | -> )(?:0x)?([0-9a-f]{1,16})\b")
 
-_REQUESTS = {
-    0xAE01: "KVM_CREATE_VM",
-    0xAE41: "KVM_CREATE_VCPU",
-    0xAE80: "KVM_RUN",
-    0x4020_AE46: "KVM_SET_USER_MEMORY_REGION",
-    0x40A0_AE49: "KVM_SET_USER_MEMORY_REGION2",
-}
-"""The numbers of KVM's uapi (_IO and _IOW of KVMIO 0xae)."""
-
-_MADE = {"KVM_CREATE_VM": "vm", "KVM_CREATE_VCPU": "vcpu"}
-
 
 class TracepointReader:
     """Makes events of lines.
@@ -50,12 +40,14 @@ class TracepointReader:
         lines: how many lines it has read.
         unread_lines: how many of them name a KVM tracepoint or an ioctl but could not be read.
         ioctls: how many calls and tracepoints it has read.
+        kvm_calls: how many of them are KVM's.
     """
 
     def __init__(self) -> None:
         self.lines = 0
         self.unread_lines = 0
         self.ioctls = 0
+        self.kvm_calls = 0
         self._clock = Clock(relative=False)
         self._begun: dict[int, Run | SlotCall | tuple[str, int]] = {}
 
@@ -73,15 +65,14 @@ class TracepointReader:
         if (match := _EVENT.match(line)) is not None:
             at_us = self._clock.seconds(int(match[2]), microseconds(match[3]))
             return self._event(int(match[1]), at_us, line[match.end() :])
-        self.unread_lines += "ioctl" in line or "kvm_e" in line
+        self.unread_lines += "ioctl" in line or "kvm_e" in line or "kvm_vcpu_wakeup" in line
         return ()
 
     def _perf_trace(self, match: re.Match[str], rest: str) -> Iterable[Event]:
         at_us = int(match[1]) * 1_000 + int(match[2])
         thread = int(match[6])
         if rest.startswith("kvm:"):
-            self.ioctls += 1
-            return tracepoint(thread, at_us, rest.removeprefix("kvm:"))
+            return self._tracepoint(thread, at_us, rest)
         result = _PERF_RESULT.search(rest)
         end_us = None if match[3] is None else at_us + int(match[3]) * 1_000 + int(match[4])
         if rest.startswith("... [continued]: ioctl("):
@@ -96,28 +87,35 @@ class TracepointReader:
 
     def _event(self, thread: int, at_us: int, rest: str) -> Iterable[Event]:
         if rest.startswith(("kvm_", "kvm:kvm_")):
-            self.ioctls += 1
-            return tracepoint(thread, at_us, rest.removeprefix("kvm:"))
+            return self._tracepoint(thread, at_us, rest)
         if (enter := _ENTER.match(rest)) is not None:
             self.ioctls += 1
-            request = _REQUESTS.get(int(enter[2], 16), "")
-            return self._begin(thread, at_us, request, int(enter[1], 16))
+            return self._begin(thread, at_us, f"0x{enter[2]}", int(enter[1], 16))
         if (end := _EXIT.match(rest)) is not None:
             value = int(end[1], 16)
             value -= (value >> 63) << 64
             return self._end(thread, at_us, value, errno_names.errorcode.get(-value) if value < 0 else None)
         return ()
 
-    def _begin(self, thread: int, at_us: int, request: str, fd: int) -> list[Event]:
+    def _tracepoint(self, thread: int, at_us: int, rest: str) -> Iterable[Event]:
+        self.ioctls += 1
+        self.kvm_calls += 1
+        events = tracepoint(thread, at_us, rest.removeprefix("kvm:"))
+        self.unread_lines += events is None
+        return events or ()
+
+    def _begin(self, thread: int, at_us: int, printed: str, fd: int) -> list[Event]:
         self._begun.pop(thread, None)
+        request = name_of(printed)
+        self.kvm_calls += request.startswith("KVM_")
         if request == "KVM_RUN":
             run = self._begun[thread] = Run(thread, fd, at_us)
             return [RunBegins(run)]
         if request in SLOT_CALLS:
             call = self._begun[thread] = SlotCall(thread, fd, at_us, None, self.lines)
             return [SlotCallBegins(call)]
-        if request in _MADE:
-            self._begun[thread] = (_MADE[request], fd)
+        if request in MAKERS:
+            self._begun[thread] = (MAKERS[request], fd)
         return []
 
     def _end(self, thread: int, end_us: int | None, value: int, errno: str | None) -> list[Event]:

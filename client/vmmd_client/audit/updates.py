@@ -1,17 +1,20 @@
 """Memory map updates, as values: what one run of slot calls took away and gave, and which holes it left meanwhile.
 
-Pure arithmetic over the changes of one update. What no call touched cannot become a hole, so only the changes are
-looked at and never the whole map. Address spaces (the upper 16 bits of a slot's id) are maps of their own: a range of
-one never fills a hole in another.
+Pure arithmetic over the changes of one update, a call at a time: work and memory grow with the calls. What no call
+touched cannot become a hole, so only the changes are looked at and never the whole map. Address spaces (the upper 16
+bits of a slot's id) are maps of their own: a range of one never fills a hole in another.
 """
 
-import bisect
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..memslots import Memslot
 from .events import SlotCall
+from .ranges import RangeMap, without
+
+MOST_HOLES = 10_000
+"""How many holes an update has at most, those that stood open longest; the others are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,12 @@ class Hole:
         guest_phys_addr: the range's first byte.
         size: its size in bytes.
         opened_by: index in the update of the call that took the memory away.
-        filled_by: index of the call that gave it back.
+        filled_by: index of the call that gave it back; the number of the update's calls where that is a call of the
+            next update.
         open_us: for how long: from the begin of the call that took the memory to the end of the one that gave it
             back, or to its begin where the recording does not tell the end.
         address_space: the address space that it lies in.
+        begin_us: when it opened.
     """
 
     guest_phys_addr: int
@@ -68,6 +73,12 @@ class Hole:
     filled_by: int
     open_us: int = 0
     address_space: int = 0
+    begin_us: int = field(default=0, compare=False)
+
+    @property
+    def end_us(self) -> int:
+        """When it closed."""
+        return self.begin_us + self.open_us
 
     @property
     def end(self) -> int:
@@ -75,76 +86,76 @@ class Hole:
         return self.guest_phys_addr + self.size
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A range that each call of an update treated as one.
+class _Ground:
+    """What an update's calls did to one address space.
 
     Attributes:
-        address_space: the address space that it lies in.
-        guest_phys_addr: the range's first byte.
-        size: its size in bytes.
-        turns: (index of a call, whether the range has memory from then on), in the order of the calls. Before the
-            first turn it was the other way round. A call that took the memory and gave it is no turn.
-        taken_and_given: whether some call took its memory away and some call gave it memory.
+        misses_memory: whether a range was taken away and has not been given back once.
+        needs_hold: whether a deleted range overlaps an added one.
+        is_missing: whether a range that had memory before has none.
     """
 
-    address_space: int
-    guest_phys_addr: int
-    size: int
-    turns: tuple[tuple[int, bool], ...]
-    taken_and_given: bool
+    def __init__(self) -> None:
+        self.needs_hold = False
+        self._taken: RangeMap[None] = RangeMap()
+        self._given: RangeMap[None] = RangeMap()
+        self._touched: RangeMap[None] = RangeMap()
+        self._new: RangeMap[None] = RangeMap()
+        self._returned: RangeMap[None] = RangeMap()
+        self._missed: RangeMap[None] = RangeMap()
+        self._missing: RangeMap[tuple[int, int]] = RangeMap()
+        self._holes: list[tuple[int, int, int, int, int, int]] = []
 
     @property
-    def gaps(self) -> list[tuple[int, int]]:
-        """The stretches without memory: for each the call that began it and the call that ended it."""
-        return [(one[0], other[0]) for one, other in itertools.pairwise(self.turns) if not one[1] and other[1]]
+    def misses_memory(self) -> bool:
+        return bool(self._missed)
 
     @property
-    def is_missed(self) -> bool:
-        """Whether its memory was taken away and has not been given back once."""
-        return bool(self.turns) and not self.turns[-1][1] and not self.gaps
+    def is_missing(self) -> bool:
+        return any(not self._new.overlaps(low, high) for low, high, _ in self._missing)
+
+    def take(self, low: int, high: int, beside: Memslot | None, opened: tuple[int, int]) -> None:
+        """Take memory away with a call that began then; what it gives in the same place was never missing."""
+        self._taken.put(low, high, None)
+        self.needs_hold = self.needs_hold or self._given.overlaps(low, high)
+        for begin, end in _without(low, high, beside):
+            self._touched.put(begin, end, None)
+            for gap in self._returned.gaps(begin, end):
+                self._missed.put(*gap, None)
+            self._missing.put(begin, end, opened)
+
+    def give(self, low: int, high: int, beside: Memslot | None, filled: tuple[int, int]) -> None:
+        """Give memory with a call that was answered then."""
+        self._given.put(low, high, None)
+        self.needs_hold = self.needs_hold or self._taken.overlaps(low, high)
+        for begin, end in _without(low, high, beside):
+            for gap in list(self._touched.gaps(begin, end)):
+                self._new.put(*gap, None)
+            self._touched.put(begin, end, None)
+            self.fill(begin, end, filled)
+
+    def fill(self, low: int, high: int, filled: tuple[int, int]) -> bool:
+        """End the holes in a range that has memory again; tells whether there was one."""
+        self._missed.take(low, high)
+        ended = self._missing.take(low, high)
+        for begin, end, (opened_by, begin_us) in ended:
+            self._returned.put(begin, end, None)
+            self._holes.append((filled[1] - begin_us, begin, end, opened_by, filled[0], begin_us))
+        return bool(ended)
+
+    def holes(self, address_space: int) -> Iterator[Hole]:
+        """Give the holes in ranges that had memory before and have some now, the longest first."""
+        left_out: RangeMap[None] = RangeMap()
+        for ranges in (self._new, self._missing):
+            for low, high, _ in ranges:
+                left_out.put(low, high, None)
+        for open_us, low, high, opened_by, filled_by, begin_us in sorted(self._holes, key=lambda hole: -hole[0]):
+            for begin, end in left_out.gaps(low, high):
+                yield Hole(begin, end - begin, opened_by, filled_by, open_us, address_space, begin_us)
 
 
-_Range = tuple[int, bool, int, int]
-"""A call's index, whether it gave the range, the range's begin and end."""
-
-
-def pieces(changes: Iterable[Change]) -> list[Piece]:
-    """Cut what an update's calls touched at every border, in ascending order by address space and address."""
-    ranges: dict[int, list[_Range]] = {}
-    for index, step in enumerate(changes):
-        for slot, given in ((step.removed, False), (step.added, True)):
-            if slot is not None:
-                ranges.setdefault(slot.address_space, []).append((index, given, slot.guest_phys_addr, slot.end))
-    return [piece for space in sorted(ranges) for piece in _cut(space, ranges[space])]
-
-
-def _cut(address_space: int, ranges: list[_Range]) -> Iterator[Piece]:
-    """Sweep over the borders; what covers a place is kept in the order of the calls."""
-    begins: dict[int, list[_Range]] = {}
-    ends: dict[int, list[_Range]] = {}
-    for touched in ranges:
-        begins.setdefault(touched[2], []).append(touched)
-        ends.setdefault(touched[3], []).append(touched)
-    covering: list[_Range] = []
-    for low, high in itertools.pairwise(sorted(begins.keys() | ends.keys())):
-        for touched in ends.get(low, ()):
-            covering.remove(touched)
-        for touched in begins.get(low, ()):
-            bisect.insort(covering, touched)
-        if covering:
-            given = [touched[1] for touched in covering]
-            yield Piece(address_space, low, high - low, _turns(covering), any(given) and not all(given))
-
-
-def _turns(covering: list[_Range]) -> tuple[tuple[int, bool], ...]:
-    turns: list[tuple[int, bool]] = []
-    for index, given, _, _ in covering:
-        if turns and turns[-1][0] == index:
-            turns.pop()
-        elif not turns or turns[-1][1] != given:
-            turns.append((index, given))
-    return tuple(turns)
+def _without(low: int, high: int, beside: Memslot | None) -> Iterator[tuple[int, int]]:
+    return iter([(low, high)]) if beside is None else without((low, high), (beside.guest_phys_addr, beside.end))
 
 
 @dataclass(slots=True, eq=False)
@@ -163,13 +174,17 @@ class Update:
         creates: how many of them made a slot where none was with that id.
         needs_hold: whether a deleted range overlaps an added one: while that is mended, the guest falls through.
         holes: the ranges that had memory before and after it and none in between, in ascending order. A range that
-            lost its memory twice is there twice; neighbours that share both calls are one.
+            lost its memory twice is there twice; neighbours that share both calls are one. The last one may end with
+            a call of the next update.
         vcpus_inside: the other threads that were inside KVM_RUN at any time between its first delete and its last
-            call, without those whose vCPU was never started; ascending.
+            call, or the end of its last hole if that is later, without those whose vCPU was never started; ascending.
         in_guest_mode: those of them that tracepoints show in guest mode in that time; None where none were recorded.
+        mode_unknown: those of whom no kvm_entry or kvm_exit had been seen by then; empty where none were recorded.
+        met_us: for how long at most one of them was inside KVM_RUN while one range was missing.
         stays: for each KVM_RUN of those threads in that time: thread, begin and end in microseconds. The end is the
-            begin where the recording does not tell it, and the recording's end where the call never came back.
-        changes: its calls with what each did, in their order; empty where a very long recording's are not kept.
+            begin where the recording does not tell it, and the recording's end where the call never came back. Of a
+            very long recording they are not kept.
+        changes: its calls with what each did, in their order; of a very long recording not all are kept.
     """
 
     thread: int
@@ -185,44 +200,66 @@ class Update:
     holes: tuple[Hole, ...] = ()
     vcpus_inside: tuple[int, ...] = ()
     in_guest_mode: tuple[int, ...] | None = None
+    mode_unknown: tuple[int, ...] = ()
+    met_us: int = 0
     stays: tuple[tuple[int, int, int], ...] = ()
     changes: list[Change] = field(default_factory=list)
+    _grounds: dict[int, _Ground] = field(default_factory=dict)
 
     @property
     def exposed(self) -> bool:
         """Whether a deleted range overlaps an added one, and another vCPU was inside KVM_RUN meanwhile."""
         return bool(self.vcpus_inside) and self.needs_hold
 
-    def add(self, step: Change) -> None:
-        """Add a call."""
-        if not self.changes:
+    @property
+    def misses_memory(self) -> bool:
+        """Whether a range that it took away has not been given back once."""
+        return any(ground.misses_memory for ground in self._grounds.values())
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether a range that had memory before it has none now."""
+        return any(ground.is_missing for ground in self._grounds.values())
+
+    def add(self, step: Change, *, keep: bool = True) -> None:
+        """Add a call, and keep what it did unless the recording is too long for that."""
+        if not self.calls:
             self.begin_us, self.line = step.call.begin_us, step.call.line
-        self.changes.append(step)
+        for slot, beside in ((step.removed, step.added), (step.added, step.removed)):
+            if slot is not None:
+                ground = self._grounds.setdefault(slot.address_space, _Ground())
+                if slot is step.removed:
+                    opened = self.calls, step.call.begin_us
+                    ground.take(slot.guest_phys_addr, slot.end, _same_space(slot, beside), opened)
+                else:
+                    filled = self.calls, step.call.answered_us
+                    ground.give(slot.guest_phys_addr, slot.end, _same_space(slot, beside), filled)
+        if keep:
+            self.changes.append(step)
         self.end_us = step.call.answered_us
         self.calls += 1
         self.deletes += step.removed is not None and step.added is None
         self.creates += step.added is not None and step.removed is None
 
+    def carry(self, step: Change) -> bool:
+        """Take a call of the next update: tell whether it ended a hole, which is then this update's."""
+        slot = step.added
+        ground = None if slot is None else self._grounds.get(slot.address_space)
+        return (
+            slot is not None
+            and ground is not None
+            and ground.fill(slot.guest_phys_addr, slot.end, (self.calls, step.call.answered_us))
+        )
+
     def close(self) -> None:
-        """Work out what all of its calls together come to."""
-        cut = pieces(self.changes)
-        self.needs_hold = any(piece.taken_and_given for piece in cut)
-        self.holes = tuple(_holes(cut, self.changes))
+        """Work out what all of its calls together come to; nothing may be added any more."""
+        self.needs_hold = any(ground.needs_hold for ground in self._grounds.values())
+        grounds = sorted(self._grounds.items())
+        found = itertools.chain.from_iterable(ground.holes(space) for space, ground in grounds)
+        holes = itertools.islice(found, MOST_HOLES)
+        self.holes = tuple(sorted(holes, key=lambda hole: (hole.address_space, hole.guest_phys_addr, hole.opened_by)))
+        self._grounds = {}
 
 
-def _holes(cut: list[Piece], changes: list[Change]) -> list[Hole]:
-    holes: list[Hole] = []
-    last: dict[tuple[int, int, int], int] = {}
-    for piece in cut:
-        if not piece.turns or piece.turns[0][1] or not piece.turns[-1][1]:
-            continue
-        for opened_by, filled_by in piece.gaps:
-            key = piece.address_space, opened_by, filled_by
-            start, size, which = piece.guest_phys_addr, piece.size, last.get(key)
-            if which is not None and holes[which].end == start:
-                start, size = holes[which].guest_phys_addr, holes[which].size + size
-            else:
-                which = last[key] = len(holes)
-            open_us = changes[filled_by].call.answered_us - changes[opened_by].call.begin_us
-            holes[which : which + 1] = [Hole(start, size, opened_by, filled_by, open_us, piece.address_space)]
-    return holes
+def _same_space(slot: Memslot, beside: Memslot | None) -> Memslot | None:
+    return beside if beside is not None and beside.address_space == slot.address_space else None
