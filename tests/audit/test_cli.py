@@ -69,13 +69,62 @@ def test_files_are_written_beside_the_report(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_is_named() -> None:
     result = asked(DIES, "--html", "/none/such/page.html")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "/none/such/page.html cannot be written" in result.stderr
+    assert "1 was exposed" in result.stdout
+
+
+def test_a_report_that_cannot_be_written_is_no_verdict() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([*VMMCTL, "audit", LIVES], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert done.returncode == 2
+    assert b"standard output cannot be written: No space left" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_failure_of_our_own_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr("vmmd_client.cli.audit.audit_file", fails)
+    result = asked(DIES)
+    assert (result.exit_code, "out of order" in result.stderr) == (2, True)
+
+
+def test_a_recording_without_a_call_of_kvm_is_unreadable(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("7 1700000000.000001 ioctl(1, TCGETS, {c_iflag=ICRNL}) = 0\n")
+    result = asked(str(other))
+    assert result.exit_code == 2
+    assert "1 calls and none of them is KVM's" in result.stderr
+
+
+def test_a_guess_at_whose_vm_it_is_is_doubtful_and_said_first(tmp_path: Path) -> None:
+    lines = []
+    for maker in (100, 110):
+        lines += [
+            f"{maker} 1700000000.000001 ioctl(3, KVM_CREATE_VM, 0) = 8",
+            f"{maker} 1700000000.000002 ioctl(8, KVM_CREATE_VCPU, 0) = 12",
+            slot(0.5, 0, 0, 4096, thread=maker),
+        ]
+    lines.append("121 1700000001.000000 ioctl(12, KVM_RUN, 0) = 0")
+    two = tmp_path / "two"
+    two.write_text("\n".join(lines))
+    assert asked("--strict", str(two)).exit_code == 2
+    summary = json.loads(asked("--json", str(two)).stdout)["summary"]
+    assert (summary["guesses"], summary["doubtful"]) == (1, True)
+    report = asked(str(two)).stdout
+    assert report.index("was guessed") < report.index("VM (fd 8)")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [([], "TRACE"), (["--gap-ms", "-1", DIES], "--gap-ms"), (["--tracepoints", "x", DIES, LIVES], "--tracepoints")],
+    [
+        ([], "TRACE"),
+        (["--gap-ms", "-1", DIES], "--gap-ms"),
+        (["--gap-ms", "nan", DIES], "--gap-ms"),
+        (["--tracepoints", "x", DIES, LIVES], "--tracepoints"),
+    ],
 )
 def test_a_command_line_that_cannot_be_meant_is_refused(arguments: list[str], words: str) -> None:
     result = asked(*arguments)

@@ -96,7 +96,7 @@ def test_the_boot_of_qemu_is_shown_with_its_two_exposed_updates(browser: WebDriv
     assert all(picture.get_attribute("aria-label") for picture in pictures)
     assert all(picture.size["height"] > 30 for picture in pictures[:2])
     lanes = [text.text for text in pictures[0].find_elements(By.TAG_NAME, "text")]
-    assert {"updates", "thread 24707", "thread 24708"} <= set(lanes)
+    assert {"updates", "thread 24707: vCPU 0", "thread 24708: vCPU 1"} <= set(lanes)
     assert browser.find_elements(By.CSS_SELECTOR, "svg.picture rect.missing.exposed")
 
 

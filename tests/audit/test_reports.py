@@ -15,6 +15,8 @@ from vmmd_client.audit import audit_file, text
 from vmmd_client.audit.ci import junit, sarif
 from vmmd_client.audit.document import pieces
 from vmmd_client.audit.lanes import MOST_STAYS, Lane
+from vmmd_client.audit.page import page
+from vmmd_client.audit.pictures import close_up, time_line
 from vmmd_client.audit.recording import Audited
 
 UPDATE = {
@@ -148,9 +150,64 @@ def test_what_is_not_known_is_said() -> None:
         "2 slot calls without contents: from the first one on, at 1700000000.200000, this VM's map is unknown",
         "1 slot deleted that nobody was seen to make",
         "1 call about dirty logs",
-        "1 line of 4 name a slot call or KVM_RUN and could not be read",
+        "1 line of 4 name a slot call or KVM_RUN, or may have, and could not be read",
     ):
         assert words in said
+
+
+def test_a_headline_counts_only_while_a_vcpu_was_inside_and_a_range_missing() -> None:
+    late = [slot(0, 0, 0, 4096), slot(1, 0, 0, 0), slot(1.003, 0, 0, 4096), run(1.004, tail=UNFINISHED)]
+    said = " ".join(shown(audited(*late, slot(1.005, 5, 0x90000, 4096))).split())
+    assert "1 was exposed" in said
+    assert "in none while a range is known to be missing" in said
+    assert "missing for up to" not in said
+
+
+def test_where_no_slot_call_has_contents_nothing_is_called_clean() -> None:
+    blind = line(1, "ioctl(8, KVM_SET_USER_MEMORY_REGION2, 0x7ffd) = 0", thread=10)
+    said = shown(audited(blind))
+    assert "whether one was exposed is not known" in said
+    assert "none was exposed" not in said
+    assert "No update seen to be exposed" in page([audited(blind)])
+
+
+def test_a_thread_without_an_entry_or_exit_is_of_unknown_mode() -> None:
+    woken = line(0.6, "kvm_vcpu_wakeup: wait time 91252 ns")
+    only = audited(*EXPOSED[:2], woken, *EXPOSED[2:])
+    assert not only.findings.has_tracepoints
+    assert only.findings.vms[0].updates[-1].in_guest_mode is None
+    said = " ".join(shown(audited(*EXPOSED[:2], woken, line(0.7, "kvm_entry", thread=12), *EXPOSED[2:])).split())
+    assert "11 (mode unknown)" in said
+    assert "no kvm_entry or kvm_exit of theirs had been recorded" in said
+
+
+def test_a_thread_whose_first_tracepoint_is_an_exit_was_in_guest_mode_until_then() -> None:
+    one = audited(*EXPOSED[:3], line(1.001, "kvm_exit"), EXPOSED[3])
+    assert one.findings.vms[0].updates[-1].in_guest_mode == (11,)
+
+
+def test_of_many_updates_those_with_the_longest_holes_are_shown() -> None:
+    lines = [slot(0, 0, 0, 4096)]
+    for number in range(1, 60):
+        lines += [slot(number, 0, 0, 0), slot(number + (0.004 if number == 50 else 0.001), 0, 0, 4096)]
+    assert "4.00 ms" in shown(audited(*lines))
+
+
+def test_a_hold_that_is_needed_without_a_hole_is_explained() -> None:
+    moved = [slot(0, 0, 0, 8192), slot(1, 0, 4096, 8192)]
+    assert "memory moved within one call" in shown(audited(*moved))
+
+
+def test_what_stands_at_the_end_of_a_time_line_is_within_its_picture() -> None:
+    drawn = time_line(audited(*EXPOSED).findings.vms[0], "vm0")
+    boxes = [box for box in drawn.iter("rect") if box.get("class") != "rail"]
+    assert len(boxes) == 3
+    assert all(float(box.get("x", 0)) + float(box.get("width", 0)) <= 1000.01 for box in boxes)
+
+
+def test_a_close_up_counts_its_times_from_where_its_words_do() -> None:
+    drawn = close_up(audited(*EXPOSED).findings.vms[0].updates[-1], 2)
+    assert "-187 µs" in [text.text for text in drawn.iter("text")]
 
 
 def test_a_name_cannot_steer_the_terminal() -> None:

@@ -160,6 +160,39 @@ def test_tracepoints_behind_straces_beginning_are_read() -> None:
     ]
 
 
+def test_requests_are_read_by_their_numbers_too() -> None:
+    remake = [slot(0.0, 0, 0, 4096), run(0.5, tail=UNFINISHED), slot(1.0, 0, 0, 0), slot(1.001, 0, 0, 4096)]
+    for forms in (
+        ("0x4020ae46", "0xae80"),
+        ("_IOC(_IOC_WRITE, 0xae, 0x46, 0x20)", "_IOC(_IOC_NONE, 0xae, 0x80, 0)"),
+        ("0x4020ae46 /* KVM_SET_USER_MEMORY_REGION */", "0xae80 /* KVM_RUN */"),
+    ):
+        numbers = [text.replace("KVM_SET_USER_MEMORY_REGION", forms[0]).replace("KVM_RUN", forms[1]) for text in remake]
+        found, reader = findings([text.replace("ioctl(8,", "ioctl(0x8,") for text in numbers])
+        assert (found.vms[0].updates[-1].exposed, reader.unread_lines) == (True, 0)
+
+
+@pytest.mark.parametrize("length", [9, 14, 20, 25, 27, 28, 30, 34, 36, 40, 60, 100])
+def test_wherever_a_slot_call_is_cut_off_the_line_is_counted(length: int) -> None:
+    whole = slot(1.0, 0, 0, 0)
+    _, reader = findings([slot(0.0, 0, 0, 4096), whole[:length]])
+    assert reader.unread_lines == 1, whole[:length]
+
+
+def test_lines_that_ran_into_one_another_and_ends_without_a_begin_are_counted() -> None:
+    _, glued = findings([run(0.5, tail=UNFINISHED) + slot(1.0, 0, 0, 0)])
+    assert glued.unread_lines == 1
+    _, orphan = findings([resumed(1.0)])
+    assert orphan.unread_lines == 1
+    _, other = findings([line(1, "ioctl(3, KVM_GET_MSRS <unfinished ...>"), resumed(1.1)])
+    assert other.unread_lines == 0
+
+
+def test_the_number_of_a_vcpu_is_read_beside_its_file_descriptor() -> None:
+    found, _ = findings([slot(0, 0, 0, 4096), run(1).replace("ioctl(9,", "ioctl(9<anon_inode:kvm-vcpu:3>,")])
+    assert found.vms[0].vcpu_ids == {11: 3}
+
+
 def test_a_thread_that_makes_another_call_has_left_kvm_run() -> None:
     seen = events(run(1.0, tail=UNFINISHED), line(2, "ioctl(3, KVM_GET_API_VERSION, 0) = 12"))
     assert [type(event) for event in seen] == [RunBegins, RunEnds]

@@ -9,6 +9,7 @@ import pytest
 
 from vmmd_client.audit import TraceError, TracepointReader, audit_file
 from vmmd_client.audit.events import Event, GuestMode, RunBegins, RunEnds, SlotCallEnds, Woken
+from vmmd_client.audit.text import notes
 
 DATA = Path(__file__).parent / "data"
 DIES = ["qemu-7.2-pam-dies.perf-trace.gz", "qemu-7.2-pam-dies.perf-script.gz"]
@@ -50,6 +51,10 @@ def test_tracers_show_who_was_inside_and_that_there_were_slot_calls(
             "    fc_vcpu 0-2779478 [076] .... 1820822.384342: kvm_vcpu_wakeup: wait time 91252 ns, polling valid",
             Woken(2779478, 1_820_822_384_342, 91),
         ),
+        (
+            "  3153.561 (         ): qemu-system-x8/9209 kvm:kvm_vcpu_wakeup(ns: 2281356631, waited: 1, valid: 1)",
+            Woken(9209, 3_153_561, 2_281_356),
+        ),
     ],
 )
 def test_each_tracers_form_of_a_tracepoint_is_read(line: str, event: Event) -> None:
@@ -74,6 +79,20 @@ def test_a_line_of_a_tracepoint_that_cannot_be_read_is_counted() -> None:
     reader = TracepointReader()
     assert list(reader.read(["kvm_entry: vcpu 0", "hello"])) == []
     assert reader.unread_lines == 1
+
+
+def test_a_wakeup_without_a_time_is_counted() -> None:
+    reader = TracepointReader()
+    assert list(reader.read(["  3153.561 (         ): qemu/9209 kvm:kvm_vcpu_wakeup(novel: 1)"])) == []
+    assert reader.unread_lines == 1
+
+
+def test_a_tracers_file_without_an_entry_or_exit_says_so(tmp_path: Path) -> None:
+    strace, perf = both(tmp_path)
+    text = "\n".join(line for line in Path(perf).read_text().splitlines() if "kvm_e" not in line)
+    Path(perf).write_text(text)
+    audited = audit_file(strace, tracepoints=perf)
+    assert any("holds no kvm_entry and no kvm_exit" in note for note in notes(audited))
 
 
 def both(tmp_path: Path, *tracepoints: str) -> tuple[str, str]:

@@ -28,6 +28,7 @@ def summary(audits: Iterable[Audited]) -> dict[str, Any]:
         "exposed": sum(one.exposed for one in found),
         "longest_hole_us": max((one.longest_hole_us for one in found), default=0),
         "unread_lines": sum(audited.unread_lines for audited in audits),
+        "guesses": sum(audited.findings.guesses for audited in audits),
         "doubtful": any(audited.is_doubtful for audited in audits),
     }
 
@@ -54,6 +55,8 @@ def update(one: Update) -> dict[str, Any]:
         ],
         "vcpus_inside": list(one.vcpus_inside),
         "in_guest_mode": None if one.in_guest_mode is None else list(one.in_guest_mode),
+        "mode_unknown": list(one.mode_unknown),
+        "met_us": one.met_us,
         "exposed": one.exposed,
         "map_known": one.map_known,
     }
@@ -66,6 +69,7 @@ def vm(audited: Audited, found: VmFindings) -> dict[str, Any]:
         "trace": audited.name,
         "vm_fd": found.vm.fd,
         "vcpu_threads": sorted(found.lanes),
+        "vcpu_ids": {str(thread): found.vcpu_ids[thread] for thread in sorted(found.vcpu_ids)},
         "map_unknown_since": None if unknown_since_us is None else seconds(unknown_since_us),
         "unseen_calls": found.vm.unseen_calls,
         "unseen_slots": found.vm.unseen_slots,

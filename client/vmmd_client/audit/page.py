@@ -53,7 +53,8 @@ def page(audits: Sequence[Audited]) -> str:
     body.append(main)
     vms = [(audited, found) for audited in audits for found in audited.findings.vms]
     ranked = sorted(vms, key=lambda vm: (-vm[1].exposed, -vm[1].needs_hold))[:MOST_VMS]
-    for number, (audited, found) in enumerate(vm for vm in vms if vm in ranked):
+    shown = {id(found) for _, found in ranked}
+    for number, (audited, found) in enumerate(vm for vm in vms if id(vm[1]) in shown):
         main.append(_vm(audited, found, f"vm{number}", MOST_CLOSE_UPS // len(ranked)))
     if len(ranked) < len(vms):
         left_out = plural(len(vms) - len(ranked), "other VM")
@@ -75,6 +76,8 @@ def _summary(audits: Sequence[Audited]) -> ET.Element:
     verdict = f"{exposed:,} of {plural(total['updates'], 'memory map update')} exposed"
     if not exposed:
         verdict = f"No update exposed, of {total['updates']:,}"
+        if total["doubtful"]:
+            verdict = f"No update seen to be exposed, of {total['updates']:,}, and not all is known"
     facts = element(
         "dl",
         *_fact("updates", f"{total['updates']:,}"),
@@ -86,7 +89,7 @@ def _summary(audits: Sequence[Audited]) -> ET.Element:
     )
     header = element(
         "header",
-        element("h1", verdict, class_="bad" if exposed else "good"),
+        element("h1", verdict, class_="bad" if exposed else "unsure" if total["doubtful"] else "good"),
         element(
             "p",
             "An update is exposed when it deletes memory and adds some at the same place while another vCPU is inside "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..memslots import Backing, Memslot, Piece, SlotMap, cut, with_call
 from .audit import VmFindings
 from .drawing import LABEL_WIDTH, WIDTH, element, label, picture, rect
-from .text import duration, plural, size
+from .text import duration, mode, plural, size
 from .updates import Change, Update
 
 MOST_DRAWN = 500
@@ -46,31 +46,41 @@ def time_line(found: VmFindings, anchor: str) -> ET.Element:
     for number, update in enumerate(found.updates, 1):
         x = LABEL_WIDTH + (update.begin_us - first) * scale
         width = max(1.5, (update.end_us - update.begin_us) * scale)
+        x = min(x, WIDTH - width)
         mark = rect(x, 4 if update.exposed else 8, width, 16 if update.exposed else 8, kind(update))
         mark.append(element("title", describe(update, number)))
         marks.append(element("a", mark, href=f"#{anchor}-update-{number}", tabindex=-1))
     y = _ROW + 4.0
-    names = {fd: number for fd, number in found.vm.vcpus.items() if number is not None}
     for thread, lane in sorted(found.lanes.items()):
-        marks += [label(0, y + 14, f"thread {thread}"), rect(LABEL_WIDTH, y + 9, _AREA, 1, "rail")]
+        vcpu = f": vCPU {found.vcpu_ids[thread]}" if thread in found.vcpu_ids else ""
+        marks += [label(0, y + 14, f"thread {thread}{vcpu}"), rect(LABEL_WIDTH, y + 9, _AREA, 1, "rail")]
         for begin, end in lane.stays:
-            marks.append(rect(LABEL_WIDTH + (begin - first) * scale, y + 3, max(0.5, (end - begin) * scale), 13, "run"))
+            width = max(0.5, (end - begin) * scale)
+            marks.append(rect(min(LABEL_WIDTH + (begin - first) * scale, WIDTH - width), y + 3, width, 13, "run"))
         y += _ROW
     marks += _axis(y, last - first)
     title = (
-        f"Time line of {len(found.lanes)} vCPU threads ({len(names)} vCPU ids known) over {duration(last - first)}: "
-        f"bars are times inside KVM_RUN, marks on top are memory map updates, tall ones exposed"
+        f"Time line of {len(found.lanes)} vCPU threads ({len(found.vcpu_ids)} vCPU ids known) over "
+        f"{duration(last - first)}: bars are times inside KVM_RUN, marks on top are memory map updates, tall ones exposed"
     )
     return picture(y + 20, title, *marks)
 
 
-def _axis(y: float, span_us: int) -> list[ET.Element]:
+def _axis(y: float, span_us: int, before_us: int = 0) -> list[ET.Element]:
+    """Draw an axis; its times count from a moment that lies so far behind its left end."""
     marks = [rect(LABEL_WIDTH, y, _AREA, 0.6, "rail")]
     for part in range(5):
         x = LABEL_WIDTH + _AREA * part / 4
         anchor = ("start", "middle", "middle", "middle", "end")[part]
-        marks += [rect(x - 0.3, y, 0.6, 4, "rail"), label(x, y + 15, duration(span_us * part // 4), "tick", anchor)]
+        marks += [
+            rect(x - 0.3, y, 0.6, 4, "rail"),
+            label(x, y + 15, _since(span_us * part // 4 - before_us), "tick", anchor),
+        ]
     return marks
+
+
+def _since(microseconds: int) -> str:
+    return duration(microseconds) if microseconds >= 0 else f"-{duration(-microseconds)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +185,9 @@ def _state(backing: Backing | None, band: Piece, step: _Step) -> str:
 
 def close_up(update: Update, number: int) -> ET.Element:
     """Draw one update: its calls, who was inside KVM_RUN, and which ranges were missing for how long."""
-    calls = [step.call for step in update.changes]
-    margin = max(20, (update.end_us - update.begin_us) // 8)
-    first, last = update.begin_us - margin, update.end_us + margin
+    end_us = max([update.end_us, *(hole.end_us for hole in update.holes)])
+    margin = max(20, (end_us - update.begin_us) // 8)
+    first, last = update.begin_us - margin, end_us + margin
     scale = _AREA / (last - first)
 
     def x(at_us: int) -> float:
@@ -193,16 +203,15 @@ def close_up(update: Update, number: int) -> ET.Element:
             free = begin + 7.0 * len(sign(step)) + 4
     y = 40.0
     for thread in update.vcpus_inside:
-        mode = "" if update.in_guest_mode is None else " guest" if thread in update.in_guest_mode else " no guest mode"
-        marks += [label(0, y + 13, f"thread {thread}:{mode or ' inside'}"), rect(LABEL_WIDTH, y + 8, _AREA, 1, "rail")]
+        told = "inside" if update.in_guest_mode is None else mode(update, thread)
+        marks += [label(0, y + 13, f"thread {thread}: {told}"), rect(LABEL_WIDTH, y + 8, _AREA, 1, "rail")]
         for owner, begin_us, end_us in update.stays:
             if owner == thread:
                 title = f"inside KVM_RUN for {duration(end_us - begin_us)}"
                 marks.append(rect(x(begin_us), y + 2, max(1.5, x(end_us) - x(begin_us)), 13, "run", title))
         y += _ROW
     for hole in update.holes:
-        begin_us = calls[hole.opened_by].begin_us
-        start, width = x(begin_us), max(2.0, x(begin_us + hole.open_us) - x(begin_us))
+        start, width = x(hole.begin_us), max(2.0, x(hole.end_us) - x(hole.begin_us))
         state = "missing exposed" if update.exposed else "missing"
         marks.append(label(0, y + 13, f"{hole.guest_phys_addr:#x}  {size(hole.size)}", "label mono"))
         marks.append(rect(start, y + 2, width, 13, state, f"missing for {duration(hole.open_us)}"))
@@ -217,7 +226,7 @@ def close_up(update: Update, number: int) -> ET.Element:
             )
         )
         y += _ROW - 2
-    marks += _axis(y + 4, last - first)
+    marks += _axis(y + 4, last - first, margin)
     return picture(y + 24, f"Update {number} up close, {duration(last - first)} from left to right", *marks)
 
 

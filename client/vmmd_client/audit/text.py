@@ -3,7 +3,7 @@
 It says what a recording cannot tell as plainly as what it does.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,13 +11,16 @@ from rich.text import Text
 
 from .audit import VmFindings
 from .recording import Audited
-from .updates import Update
+from .updates import Hole, Update
 
 MOST_ROWS = 25
 """How many updates the table shows, unless all are asked for."""
 
 MOST_TABLES = 12
 """Of how many VMs of a recording the updates are listed, unless all are asked for; the others have their headline."""
+
+
+_NO_HOLE = "  Needs a hold and shows no hole: memory moved within one call, was new, or was away again at the end."
 
 
 def duration(microseconds: int) -> str:
@@ -53,11 +56,14 @@ def report(audited: Audited, *, every: bool = False) -> RenderableType:
         every: whether the table shows all updates, and not only the first that matter.
     """
     parts: list[RenderableType] = [Text(printable(audited.name), style="bold")]
+    parts += [Text(note, style="yellow") for note in notes(audited)]
     for which, found in enumerate(audited.findings.vms):
         parts += [headline(audited, found), *(Text(f"  {note}", style="dim") for note in vm_notes(found))]
         rows = chosen(found, every=every)
         if rows and (every or which < MOST_TABLES):
             parts.append(table(found, rows))
+            if any(update.needs_hold and not update.holes for _, update in rows):
+                parts.append(Text(_NO_HOLE, style="dim"))
             left_out = len(found.updates) - len(rows)
             if left_out:
                 parts.append(
@@ -65,7 +71,6 @@ def report(audited: Audited, *, every: bool = False) -> RenderableType:
                 )
     if not audited.findings.vms:
         parts.append(Text("no VM: nobody made a slot or ran a vCPU"))
-    parts += [Text(note, style="yellow") for note in notes(audited)]
     return Group(*parts, Text())
 
 
@@ -75,15 +80,30 @@ def headline(audited: Audited, found: VmFindings) -> Text:
     out.append(
         f"{found.needs_hold:,} of them add{'s' if found.needs_hold == 1 else ''} memory where they delete some; "
     )
+    if not found.exposed and found.vm.unseen_calls:
+        out.append("whether one was exposed is not known", style="bold yellow")
+        return out.append(f": the contents of {plural(found.vm.unseen_calls, 'slot call')} are not in the recording")
+    if not found.exposed and audited.is_doubtful:
+        return out.append("none was seen to be exposed, and not all could be read", style="bold yellow")
     if not found.exposed:
         return out.append("none was exposed", style="bold green")
     out.append(f"{found.exposed:,} {'was' if found.exposed == 1 else 'were'} exposed", style="bold red")
-    longest_us = max((hole.open_us for update in found.updates if update.exposed for hole in update.holes), default=0)
-    out.append(f"\n  Memory was missing for up to {duration(longest_us)} while another vCPU was inside KVM_RUN. ")
+    met_us = max(update.met_us for update in found.updates if update.exposed)
+    if met_us:
+        out.append(f"\n  Memory was missing for up to {duration(met_us)} while another vCPU was inside KVM_RUN. ")
+    else:
+        out.append(
+            "\n  Another vCPU was inside KVM_RUN during an update, but in none while a range is known to be missing. "
+        )
     if not audited.findings.has_tracepoints:
         return out.append("It may have been asleep there: these recordings do not tell guest mode from sleep.")
-    ran = sum(update.exposed and bool(update.in_guest_mode) for update in found.updates)
-    return out.append(f"In {plural(ran, 'such update')} one was in guest mode.")
+    exposed = [update for update in found.updates if update.exposed]
+    ran = sum(bool(update.in_guest_mode) for update in exposed)
+    out.append(f"In {plural(ran, 'such update')} one was in guest mode.")
+    unknown = sum(bool(update.mode_unknown) for update in exposed)
+    if unknown:
+        out.append(f" In {unknown:,} it is not known of some: no kvm_entry or kvm_exit of theirs had been recorded.")
+    return out
 
 
 def vm_notes(found: VmFindings) -> Iterator[str]:
@@ -104,8 +124,13 @@ def notes(audited: Audited) -> Iterator[str]:
     """Say what could not be read of a recording."""
     if audited.unread_lines:
         yield (
-            f"{plural(audited.unread_lines, 'line')} of {audited.lines:,} name a slot call or KVM_RUN and could not be "
-            "read: an update may be missing or incomplete"
+            f"{plural(audited.unread_lines, 'line')} of {audited.lines:,} name a slot call or KVM_RUN, or may have, "
+            "and could not be read: an update may be missing or incomplete"
+        )
+    if audited.has_untimed_runs:
+        yield (
+            "several threads, and no call of any is shown unfinished: if these are merged files of strace -ff, how "
+            "long each KVM_RUN lasted is not in them and a vCPU inside is not seen; record with -T, or with -f into one file"
         )
     if audited.cut_off:
         yield "the gzip stream ends before its end; what came before was read"
@@ -120,14 +145,18 @@ def notes(audited: Audited) -> Iterator[str]:
             f"the tracer's clock was matched to the other recording's at {plural(audited.matched.calls, 'slot call')}, "
             f"to within {duration(audited.matched.spread_us)}"
         )
+        if not audited.findings.has_tracepoints:
+            yield "the tracer's file holds no kvm_entry and no kvm_exit: guest mode is not told from sleep"
 
 
 def chosen(found: VmFindings, *, every: bool, most: int = MOST_ROWS) -> list[tuple[int, Update]]:
-    """Choose the updates to show, with their numbers: exposed ones first, then those that need a hold."""
+    """Choose the updates to show, with their numbers: exposed ones, then those that need a hold; long holes first."""
     numbered = list(enumerate(found.updates, 1))
     if every or len(numbered) <= most:
         return numbered
-    ranked = sorted(numbered, key=lambda row: (not row[1].exposed, not row[1].needs_hold, row[0]))
+    ranked = sorted(
+        numbered, key=lambda row: (not row[1].exposed, not row[1].needs_hold, -longest_us(row[1].holes), row[0])
+    )
     return sorted(ranked[:most], key=lambda row: row[0])
 
 
@@ -168,10 +197,19 @@ def who(update: Update) -> str:
     """Name the threads that were inside KVM_RUN, and those of them that were in guest mode where that is known."""
     if update.in_guest_mode is None:
         return " ".join(map(str, update.vcpus_inside))
-    return " ".join(
-        f"{thread} ({'guest mode' if thread in update.in_guest_mode else 'not in guest mode'})"
-        for thread in update.vcpus_inside
-    )
+    return " ".join(f"{thread} ({mode(update, thread)})" for thread in update.vcpus_inside)
+
+
+def mode(update: Update, thread: int) -> str:
+    """Say of a thread that was inside what tracepoints tell of its mode."""
+    if thread in (update.in_guest_mode or ()):
+        return "guest mode"
+    return "mode unknown" if thread in update.mode_unknown else "not in guest mode"
+
+
+def longest_us(holes: Iterable[Hole]) -> int:
+    """Give how long the longest hole stood open; 0 where there is none."""
+    return max((hole.open_us for hole in holes), default=0)
 
 
 def _longest(update: Update) -> str:

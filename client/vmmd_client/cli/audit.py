@@ -1,7 +1,10 @@
 """`vmmctl audit`: which windows a VMM left open while it changed its guest's memory map, from a recording."""
 
 import contextlib
+import math
+import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +18,22 @@ from ..audit.recording import STANDARD_INPUT, Audited, audit_file, size_of
 from .screen import console
 
 CLEAN, EXPOSED, UNREADABLE = 0, 1, 2
-"""The exit statuses."""
+"""The exit statuses: 1 says that an update is exposed and nothing else, whatever else may go wrong."""
+
+_INTERRUPTED = 130
+
+
+class _UnreadableError(click.ClickException):
+    """What keeps a verdict from being given."""
+
+    exit_code = UNREADABLE
+
+
+def a_number(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    """Refuse what is no number: click's own ranges let it through."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a number that can be meant; give one in the range")
+    return value
 
 
 @click.command()
@@ -30,6 +48,7 @@ CLEAN, EXPOSED, UNREADABLE = 0, 1, 2
     "--gap-ms",
     type=click.FloatRange(0, 60_000),
     default=DEFAULT_GAP_US / 1_000,
+    callback=a_number,
     show_default=True,
     help="The longest gap between two slot calls of one update.",
 )
@@ -53,32 +72,55 @@ def audit(  # noqa: PLR0913, PLR0917  # one parameter for each option of the com
     """Find the windows that a VMM left open, in recordings of its ioctls.
 
     TRACE is what `strace -f -ttt -e trace=ioctl -o TRACE VMM…` wrote (-tt and -r, -y and -T are read too), plain or
-    gzipped; - is standard input. Exit status: 0 no update was exposed, 1 one was, 2 a recording cannot be read.
+    gzipped; - is standard input. Exit status: 0 no update was exposed, 1 one was, 2 a recording cannot be read or the
+    report cannot be written.
     """
     if tracepoints is not None and len(traces) > 1:
         raise click.UsageError("--tracepoints belongs to one TRACE, and there are several")
-    audits, failed = [], False
+    with _no_verdict_by_accident():
+        audits = list(_read(traces, tracepoints, round(gap_ms * 1_000)))
+        as_json = as_json or bool(click.get_current_context().find_root().params.get("as_json"))
+        _show(audits, every=every, as_json=as_json)
+        written = _write(audits, html=html, junit=junit, sarif=sarif)
+        sys.stdout.flush()
+    failed = not written or len(audits) < len(traces)
+    click.get_current_context().exit(_status(audits, failed=failed, strict=strict))
+
+
+@contextlib.contextmanager
+def _no_verdict_by_accident() -> Iterator[None]:
+    """End with the status for "no verdict" whatever goes wrong: Python's own for it would mean "exposed"."""
+    try:
+        yield
+    except OSError as error:
+        # Standard output cannot take any more; what is left in its buffer goes nowhere, or the end would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise _UnreadableError(f"standard output cannot be written: {error.strerror}; nothing was judged") from error
+    except KeyboardInterrupt:
+        click.get_current_context().exit(_INTERRUPTED)
+    except Exception:
+        traceback.print_exc()
+        raise _UnreadableError("this is a failure of vmmctl itself; please report it with the lines above") from None
+
+
+def _read(traces: tuple[str, ...], tracepoints: str | None, gap_us: int) -> Iterator[Audited]:
+    """Audit each recording that can be read, and name the others."""
     for name in traces:
         try:
             with _progress(name) as progress:
-                audits.append(
-                    audit_file(name, tracepoints=tracepoints, gap_us=round(gap_ms * 1_000), progress=progress)
-                )
+                yield audit_file(name, tracepoints=tracepoints, gap_us=gap_us, progress=progress)
         except TraceError as error:
-            failed = True
             sys.stderr.write(f"audit: {error}\n")
-    try:
-        _write(audits, html=html, junit=junit, sarif=sarif)
-    except OSError as error:
-        raise click.ClickException(f"{error.filename} cannot be written: {error.strerror}") from error
-    if as_json or click.get_current_context().find_root().params.get("as_json"):
+
+
+def _show(audits: list[Audited], *, every: bool, as_json: bool) -> None:
+    if as_json:
         for piece in document.pieces(audits):
             sys.stdout.write(piece)
-    elif audits:
-        screen = console()
-        for audited in audits:
-            screen.print(text.report(audited, every=every))
-    click.get_current_context().exit(_status(audits, failed=failed, strict=strict))
+        return
+    screen = console()
+    for audited in audits:
+        screen.print(text.report(audited, every=every))
 
 
 def _status(audits: list[Audited], *, failed: bool, strict: bool) -> int:
@@ -88,12 +130,19 @@ def _status(audits: list[Audited], *, failed: bool, strict: bool) -> int:
     return EXPOSED if any(found.exposed for audited in audits for found in audited.findings.vms) else CLEAN
 
 
-def _write(audits: list[Audited], *, html: str | None, junit: str | None, sarif: str | None) -> None:
+def _write(audits: list[Audited], *, html: str | None, junit: str | None, sarif: str | None) -> bool:
+    """Write the files that were asked for; names those that cannot be written, and tells whether all were."""
+    written = True
     for name, render in ((html, page.page), (junit, ci.junit), (sarif, ci.sarif)):
         if name == STANDARD_INPUT:
             sys.stdout.write(render(audits))
         elif name is not None:
-            Path(name).write_text(render(audits), encoding="utf-8")
+            try:
+                Path(name).write_text(render(audits), encoding="utf-8")
+            except OSError as error:
+                written = False
+                sys.stderr.write(f"audit: {name} cannot be written: {error.strerror}\n")
+    return written
 
 
 @contextlib.contextmanager
