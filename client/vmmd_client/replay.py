@@ -74,6 +74,7 @@ class Score:
         holes: the ranges that it takes away and gives back, by the indices of its calls.
         pause_us: how long after the update before it the recorded VMM began it, in microseconds.
         begin_us: when each of its calls began, in microseconds since the first one.
+        line: the recording's line on which the first of these calls began.
     """
 
     counts: bool
@@ -81,6 +82,7 @@ class Score:
     holes: tuple[Hole, ...]
     pause_us: int
     begin_us: tuple[int, ...]
+    line: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,7 @@ class Replay:
                 holes=update.holes,
                 pause_us=0 if before is None else max(0, update.begin_us - before.end_us),
                 begin_us=tuple(step.call.begin_us - update.begin_us for step in update.changes),
+                line=update.line,
             )
             for before, update in zip((None, *layout.updates), layout.updates, strict=False)
         ]
@@ -211,6 +214,11 @@ class Replay:
         tally.elapsed_ns = time.perf_counter_ns() - begin_ns
         tally.instructions = (await self._vm.get_stats()).instructions - before.instructions
         return tally
+
+    async def go_on_to(self, score: Score) -> None:
+        """Bring the map from where every round starts from to just before an update, in steps that no vCPU notices."""
+        for earlier in self.scores[: self.scores.index(score)]:
+            await self._play("atomic", earlier, AS_FAST_AS_IT_GOES)
 
     async def wind_back(self) -> None:
         """Put the map back to where every round starts from, in one step for the vCPUs."""

@@ -148,6 +148,7 @@ def test_vmmctl_knows_both_commands_and_passes_their_status_on() -> None:
         (["--vcpus", "65"], "--vcpus"),
         (["--rounds", "3"], "--rounds"),
         (["--stretch", "2"], "--pace recorded"),
+        (["--stretch", "nan", "--pace", "recorded"], "--stretch"),
     ],
 )
 def test_a_replay_that_cannot_be_meant_is_refused_before_anything_starts(arguments: list[str], words: str) -> None:
@@ -181,6 +182,8 @@ def test_stretched_holes_at_the_recorded_pace_stand_open_longer_and_are_noticed(
     assert last["updates"] == 7
     assert last["plain"]["stray_exits"] > 0
     assert (last["atomic"]["stray_exits"], last["atomic"]["wrong_values"]) == (0, 0)
+    assert "Update 9 of the recording's 9, the first that was exposed, step by step:" in done.stdout
+    assert "plain: 7 of 7 updates" in done.stdout
     longest = next(line for line in done.stdout.splitlines() if "hole open, longest" in line)
     # Between the answer to the delete and the begin of the last create more than a millisecond was recorded.
     assert float(longest.split("│")[2].replace(",", "")) > 20 * 1_000

@@ -61,7 +61,8 @@ def time_line(found: VmFindings, anchor: str) -> ET.Element:
     marks += _axis(y, last - first)
     title = (
         f"Time line of {len(found.lanes)} vCPU threads ({len(found.vcpu_ids)} vCPU ids known) over "
-        f"{duration(last - first)}: bars are times inside KVM_RUN, marks on top are memory map updates, tall ones exposed"
+        f"{duration(last - first)}: bars are times inside KVM_RUN, marks on top are memory map updates, tall ones "
+        "exposed"
     )
     return picture(y + 20, title, *marks)
 

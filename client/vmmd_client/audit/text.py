@@ -130,7 +130,7 @@ def notes(audited: Audited) -> Iterator[str]:
     if audited.has_untimed_runs:
         yield (
             "several threads, and no call of any is shown unfinished: if these are merged files of strace -ff, how "
-            "long each KVM_RUN lasted is not in them and a vCPU inside is not seen; record with -T, or with -f into one file"
+            "long each KVM_RUN lasted is not in them and a vCPU inside is not seen; record with -T, or -f into one file"
         )
     if audited.cut_off:
         yield "the gzip stream ends before its end; what came before was read"

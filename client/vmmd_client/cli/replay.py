@@ -27,9 +27,10 @@ from ..connection import Client, connect
 from ..errors import TransportError, VmmdError
 from ..layout import LayoutError
 from ..local_daemon import local_daemon
-from ..replay import Mode, Pace, Replay, ReplayError, Tally
+from ..replay import Mode, Pace, Replay, ReplayError, Score, Tally
 from ..timeline import trace_update
 from ..vm import Vm
+from .audit import a_number
 from .session import run
 
 SHIPPED_TRACE = "qemu-7.2-pc-boot.strace.gz"
@@ -68,6 +69,7 @@ class _Options:
 @click.option(
     "--stretch",
     type=click.FloatRange(0, 1000),
+    callback=a_number,
     help="Multiply the recorded times between an update's calls: its holes grow or shrink. Needs --pace recorded.",
 )
 @click.option("--url", help="A daemon that is there, unix:///path or http://… with VMMD_TOKEN (one of its own).")
@@ -149,15 +151,20 @@ async def _replay(found: Sequence[Update], options: _Options, console: Console) 
         if not replay.counted_per_round:
             raise LayoutError("no update deletes and creates memory at the same place; there is nothing to compare")
         tallies: dict[Mode, Tally] = {}
-        with _progress(console, options.updates) as advance:
+        # Rounds are replayed as a whole, so more may count than were asked for.
+        total = -(-options.updates // replay.counted_per_round) * replay.counted_per_round
+        with _progress(console, total) as advance:
             for mode in _MODES:
                 tallies[mode] = await replay.run(mode, options.updates, partial(advance, mode), options.pace)
-        score = next(score for score in replay.scores if score.counts)
+        number, score = _worth_a_picture(found, replay.scores)
         pictures = []
         for mode in _MODES:
+            await replay.go_on_to(score)
             picture = await trace_update(vmmd, vm, range(replay.vcpus), score.regions, score.holes, mode)
             pictures.append(picture)
             await replay.wind_back()
+    exposed = ", the first that was exposed" if found[number - 1].exposed else ", the first that needs a hold"
+    console.print(f"Update {number} of the recording's {len(found)}{exposed}, step by step:")
     for picture in pictures:
         console.print(report.picture(picture, console.width))
     console.print(report.legend())
@@ -182,6 +189,13 @@ async def _a_vm(vmmd: Client) -> AsyncIterator[Vm]:
     finally:
         with contextlib.suppress(TransportError):
             await vm.destroy()
+
+
+def _worth_a_picture(found: Sequence[Update], scores: Sequence[Score]) -> tuple[int, Score]:
+    """Choose the update to draw, with its number in the recording: an exposed one, or else any that counts."""
+    number_of = {step.call.line: number for number, update in enumerate(found, 1) for step in update.changes}
+    counted = [(number_of[score.line], score) for score in scores if score.counts]
+    return next((one for one in counted if found[one[0] - 1].exposed), counted[0])
 
 
 def _complaints(plain: Tally, atomic: Tally) -> list[str]:
