@@ -1,6 +1,8 @@
 """Memslots and their dirty log: models and methods."""
 
-from pydantic import Field
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, FailFast, Field
 
 from vmmd.api.method import Method
 from vmmd.api.types import (
@@ -15,7 +17,10 @@ from vmmd.api.types import (
     Result,
     U64In,
     VmParams,
+    entries,
 )
+
+_MOST_REGIONS = 65_536
 
 
 class MemoryRegion(Params):
@@ -36,11 +41,28 @@ class SetUserMemoryRegionParams(MemoryRegion, VmParams, GateOptions, ChangeOptio
     """The five fields of struct kvm_userspace_memory_region."""
 
 
+_REGION_MEMBERS = frozenset(MemoryRegion.model_fields)
+
+
+def _known_members(regions: Any) -> Any:
+    """Refuse a region with a member that is none; here, since pydantic would collect every one of thousands."""
+    if isinstance(regions, list):
+        for place, region in enumerate(regions):
+            if isinstance(region, dict) and len(region) > len(_REGION_MEMBERS):
+                name = next(name for name in region if name not in _REGION_MEMBERS)
+                raise ValueError(f"entry {place} has the member {name!r:.60}, which is none of a region's")
+    return regions
+
+
 class SetUserMemoryRegionListParams(VmParams, GateOptions, ChangeOptions):
     """Changes that are made one."""
 
-    regions: tuple[MemoryRegion, ...] = Field(
-        min_length=1, max_length=65536, description="The changes, in their order; an id may occur twice."
+    regions: Annotated[
+        tuple[MemoryRegion, ...], FailFast(), BeforeValidator(_known_members), entries(1, _MOST_REGIONS)
+    ] = Field(
+        max_length=_MOST_REGIONS,
+        json_schema_extra={"minItems": 1},
+        description="The changes, in their order; an id may occur twice.",
     )
     dry_run: bool = Field(default=False, strict=True, description="Check everything, and change nothing.")
 
@@ -136,7 +158,7 @@ class EnableCapParams(VmParams, ChangeOptions):
     """Which capability to switch on: struct kvm_enable_cap."""
 
     cap: str = Field(min_length=1, max_length=128, description='The capability\'s name, "KVM_CAP_…".')
-    args: tuple[U64In, ...] = Field(
+    args: Annotated[tuple[U64In, ...], FailFast(), entries(0, 4)] = Field(
         default=(), max_length=4, description="Up to four 64-bit arguments; the rest are 0."
     )
 

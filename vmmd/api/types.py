@@ -12,6 +12,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic_core import PydanticKnownError
 
 U32_MAX = 2**32 - 1
 U64_MAX = 2**64 - 1
@@ -25,6 +26,9 @@ GUESTDBG_FLAGS: Mapping[str, int] = {
     "KVM_GUESTDBG_SINGLESTEP": 1 << 1,
     "KVM_GUESTDBG_USE_SW_BP": 1 << 16,
 }
+
+# A name may stand twice; a flag is one bit of 32.
+_MOST_FLAGS = 32
 
 _HEX = re.compile(r"0[xX][0-9a-fA-F]{1,16}")
 _HEX_SCHEMA = {"type": "string", "pattern": "^0x[0-9a-f]{1,16}$", "examples": ["0x100000"]}
@@ -51,10 +55,27 @@ def _count(value: int) -> int:
     return value
 
 
+def entries(least: int, most: int) -> BeforeValidator:
+    """Refuse a shorter or longer list or object before anything in it is looked at.
+
+    What is wrong with each of a million entries takes gigabytes to collect, so the number comes first.
+    """
+
+    def check(value: object) -> object:
+        if isinstance(value, list | tuple | dict) and not least <= len(value) <= most:
+            context = {"field_type": "List", "min_length": least, "max_length": most, "actual_length": len(value)}
+            raise PydanticKnownError("too_long" if len(value) > most else "too_short", context)
+        return value
+
+    return BeforeValidator(check)
+
+
 def _flags(names: Mapping[str, int], value: object) -> object:
     """Give the integer for a list of flag names; anything else goes on to the integer check."""
     if isinstance(value, int) or not isinstance(value, list | tuple):
         return value
+    if len(value) > _MOST_FLAGS:
+        raise ValueError(f"a list of flags has at most {_MOST_FLAGS} names")
     bits = 0
     for name in value:
         if not isinstance(name, str) or name not in names:
@@ -65,7 +86,7 @@ def _flags(names: Mapping[str, int], value: object) -> object:
 
 def _flags_schema(names: Mapping[str, int]) -> dict[str, Any]:
     integer = {"type": "integer", "minimum": 0, "maximum": U32_MAX}
-    return {"anyOf": [integer, {"type": "array", "items": {"enum": list(names)}}]}
+    return {"anyOf": [integer, {"type": "array", "maxItems": _MOST_FLAGS, "items": {"enum": list(names)}}]}
 
 
 def _bytes(value: object) -> object:

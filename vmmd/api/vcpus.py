@@ -16,6 +16,7 @@ from vmmd.api.types import (
     U64In,
     VcpuParams,
     VmParams,
+    entries,
 )
 
 
@@ -131,12 +132,17 @@ class GetRegsParams(VcpuParams):
     """Whose registers to give."""
 
 
+# More than there are names for registers.
+_MOST_REGISTERS = 128
+
+
 class SetRegsParams(VcpuParams, ChangeOptions):
     """Which registers to set; those that are not named keep their value."""
 
-    regs: dict[str, U64In] = Field(
+    regs: Annotated[dict[str, U64In], entries(0, _MOST_REGISTERS)] = Field(
+        max_length=_MOST_REGISTERS,
         description="Register name to value: pc, x1 to x31 or the ABI's names (ra, sp, a0, …), mstatus, mie, mip, "
-        "mtvec, mscratch, mepc, mcause, mtval."
+        "mtvec, mscratch, mepc, mcause, mtval.",
     )
 
 

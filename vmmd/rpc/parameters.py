@@ -3,6 +3,7 @@
 It refuses what the model refuses, and says of each problem the parameter, the value, and what would do.
 """
 
+from itertools import islice
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,6 +19,9 @@ LONGEST_NAME = 64
 # A body can have more wrong with it than anybody reads.
 _MOST_PROBLEMS = 5
 
+# Characters of a value that stand in a message, and the entries of a list or an object that they have room for.
+_SHOWN, _SHOWN_ENTRIES = 60, 20
+
 
 def check_params(method: Method, given: dict[str, Any] | list[Any]) -> Params:
     """Give the model of the parameters of a call, by name or by position.
@@ -31,6 +35,11 @@ def check_params(method: Method, given: dict[str, Any] | list[Any]) -> Params:
             problem = f"{len(given)} parameters by position, and it takes at most {len(names)}: {', '.join(names)}"
             raise _invalid_params(method, [("", problem)], dict(zip(names, given, strict=False)))
         given = dict(zip(names, given, strict=False))
+    fields = method.params.model_fields
+    if len(given) > len(fields):
+        # Here, since pydantic would collect every unknown name of a body that has hundreds of thousands.
+        unknown = islice((name for name in given if name not in fields), _MOST_PROBLEMS)
+        raise _invalid_params(method, [(name[:LONGEST_NAME], _no_parameter(method)) for name in unknown], given)
     try:
         return method.params.model_validate(given)
     except ValidationError as error:
@@ -53,15 +62,37 @@ def _problem(method: Method, details: Any) -> tuple[str, str]:
         case "missing":
             return path, "is missing"
         case "extra_forbidden":
-            return path, f"is no parameter here; there are: {', '.join(method.params.positions()) or 'none'}"
+            return path, _no_parameter(method)
         case "string_too_long" | "bytes_too_long" | "too_long":
-            return path, f"has more than {details['ctx']['max_length']} {_unit(details)}: {details['input']!r:.60}"
+            return path, f"has more than {details['ctx']['max_length']} {_unit(details)}: {_shown(details['input'])}"
         case "string_too_short" | "too_short":
-            return path, f"has fewer than {details['ctx']['min_length']} {_unit(details)}: {details['input']!r:.60}"
+            return path, f"has fewer than {details['ctx']['min_length']} {_unit(details)}: {_shown(details['input'])}"
         case "value_error":
-            return path, f"{details['ctx']['error']}, not {details['input']!r:.60}"
+            return path, f"{details['ctx']['error']}, not {_shown(details['input'])}"
         case _:
-            return path, f"{details['msg']}, not {details['input']!r:.60}"
+            return path, f"{details['msg']}, not {_shown(details['input'])}"
+
+
+def _no_parameter(method: Method) -> str:
+    return f"is no parameter here; there are: {', '.join(method.params.positions()) or 'none'}"
+
+
+def _shown(value: Any) -> str:
+    """Give the beginning of a value's text; of a long one no more is looked at."""
+    return f"{_beginning(value)!r:.{_SHOWN}}"
+
+
+def _beginning(value: Any) -> Any:
+    """Give as much of a value as `_shown` can show of it."""
+    match value:
+        case str() | bytes():
+            return value[:_SHOWN]
+        case list() | tuple():
+            return [_beginning(entry) for entry in value[:_SHOWN_ENTRIES]]
+        case dict():
+            return {name[:_SHOWN]: _beginning(inner) for name, inner in islice(value.items(), _SHOWN_ENTRIES)}
+        case _:
+            return value
 
 
 def _unit(details: Any) -> str:
