@@ -1,6 +1,7 @@
 """The command `vmmd`: its arguments and its exit codes.
 
 0: it was asked to stop. 2: the arguments or the settings cannot be used. 3: it cannot listen where it was told to.
+A signal that comes before it listens, and the second one, end it as they end any program.
 A daemon that dies of a signal in native code leaves a Python traceback of every thread on the standard error.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vmmd import __version__, config_commands
+from vmmd import __version__, config_commands, log
 from vmmd.api.places import default_socket
 from vmmd.config import ConfigError, load
 from vmmd.daemon import serve
@@ -50,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    asyncio.run(serve(load(options.config, _given(options))))
+    settings = load(options.config, _given(options))
+    with log.to_stderr(settings.log.level, settings.log.format):
+        asyncio.run(serve(settings))
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -86,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="run the daemon in the foreground",
         description="Run the daemon in the foreground. When it is ready it prints one line: the URLs that it answers "
-        "at. The log goes to the standard error. SIGTERM and SIGINT end it in order, a second one at once.",
+        "at. The log goes to the standard error. SIGTERM, SIGINT and SIGHUP end it in order, a second one at once.",
         epilog="Settings: the command line wins over the environment (VMMD_PORT, VMMD_LIMITS__VMS, …), that over the "
         "file, that over the defaults; config/vmmd.toml documents them all. "
         "Exit codes: 0 it was asked to stop, 2 the settings cannot be used, 3 it cannot listen.",

@@ -1,7 +1,7 @@
 """The daemon's process: what it listens on, when it starts, and when it ends.
 
-Everything is bound before anything is served, so that a daemon that cannot listen has done nothing. SIGTERM and SIGINT
-drain it; a second one of either ends the process at once. A service manager is told of all of it.
+Everything is bound before anything is served, so that a daemon that cannot listen has done nothing. SIGTERM, SIGINT
+and SIGHUP drain it; a second one of any ends the process at once. A service manager is told of all of it.
 """
 
 import asyncio
@@ -11,18 +11,22 @@ import sys
 
 import structlog
 
-from vmmd import __version__, log
+from vmmd import __version__
 from vmmd.config import Settings
 from vmmd.listeners import bound
 from vmmd.rpc.heartbeat import Heartbeat
+from vmmd.rpc.listen import UnixListener
 from vmmd.service import Service
 from vmmd.systemd import Notifier, passed_sockets
+
+# SIGHUP too: the settings are read once, and a terminal that closes is an end.
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _log = structlog.get_logger()
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, and drain.
+    """Serve until SIGTERM, SIGINT or SIGHUP, and drain.
 
     When it is ready it prints one line on the standard output: the URLs that it answers at, with a space between them.
 
@@ -34,8 +38,7 @@ async def serve(settings: Settings) -> None:
         BindError: It cannot listen where it was told to.
         ActivationError: The sockets that the service manager has passed are not to be listened on.
     """
-    log.configure(settings.log.level, settings.log.format)
-    stop = _stop_on_signals()
+    end = _End()
     notifier = Notifier(os.environ)
     service = Service(settings)
     loop = asyncio.get_running_loop()
@@ -46,6 +49,7 @@ async def serve(settings: Settings) -> None:
 
     beat = Heartbeat(on_beat)
     with bound(settings, passed_sockets()) as listeners:
+        end.socket = next((listener.file for listener in listeners if listener.file is not None), None)
         beat.start()
         try:
             await service.listen(listeners)
@@ -55,24 +59,39 @@ async def serve(settings: Settings) -> None:
             sys.stdout.write(" ".join(urls) + "\n")
             sys.stdout.flush()
             notifier.ready(f"answers at {' '.join(urls)}")
-            await stop.wait()
+            await end.wait()
         finally:
             notifier.stopping("draining: calls under way are answered, VMs are destroyed")
             await service.drain()
             beat.stop()
 
 
-def _stop_on_signals() -> asyncio.Event:
-    """Give an event that the first SIGTERM or SIGINT sets; the second has the system's meaning again."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    signals = (signal.SIGTERM, signal.SIGINT)
+class _End:
+    """When it is to end: the first signal asks for it, the second ends the process at once.
 
-    def first() -> None:
-        stop.set()
-        for number in signals:
-            loop.remove_signal_handler(number)
+    Attributes:
+        socket: The UNIX socket's file that was made here: a process that ends at once removes it too.
+    """
 
-    for number in signals:
-        loop.add_signal_handler(number, first)
-    return stop
+    def __init__(self) -> None:
+        self.socket: UnixListener | None = None
+        self._asked = asyncio.Event()
+        for number in _ENDING:
+            asyncio.get_running_loop().add_signal_handler(number, self._first)
+
+    async def wait(self) -> None:
+        """Wait until it is asked for."""
+        await self._asked.wait()
+
+    def _first(self) -> None:
+        self._asked.set()
+        for number in _ENDING:
+            asyncio.get_running_loop().remove_signal_handler(number)
+            # One that the event loop does not have to come round for.
+            signal.signal(number, self._second)
+
+    def _second(self, number: int, _frame: object) -> None:
+        if self.socket is not None:
+            self.socket.unlink()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)

@@ -18,11 +18,15 @@ from vmmd.systemd import PassedSockets
 
 @dataclass(frozen=True)
 class Listener:
-    """A socket that is bound, and who may ask there; no guard: whoever can open it."""
+    """A socket that is bound, and who may ask there; no guard: whoever can open it.
+
+    `file`: the UNIX socket's file, where it was made here.
+    """
 
     socket: socket.socket
     url: str
     guard: TcpGuard | None
+    file: UnixListener | None = None
 
 
 @contextmanager
@@ -40,13 +44,14 @@ def bound(settings: Settings, passed: PassedSockets) -> Iterator[Sequence[Listen
             guard = _make_guard(settings, host)
             tcp = stack.enter_context(passed.tcp or bind_tcp(host, settings.port or 0))
             listeners.append(Listener(tcp, tcp_url(host, tcp), guard))
+        made: UnixListener | None = None
         if passed.unix is not None:
             unix, url = stack.enter_context(passed.unix), f"unix://{passed.unix.getsockname()}"
         else:
             made = UnixListener(settings.socket)
             stack.callback(made.unlink)
             unix, url = stack.enter_context(made.socket), made.url
-        yield [Listener(unix, url, None), *listeners]
+        yield [Listener(unix, url, None, made), *listeners]
 
 
 def _make_guard(settings: Settings, host: str) -> TcpGuard:

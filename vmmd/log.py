@@ -8,24 +8,53 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import MutableMapping
-from typing import Any, Literal, TextIO
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, TextIO, cast
 
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
+
+from vmmd.log_writer import LogWriter
 
 # Control characters, line and paragraph separators, marks that turn the direction of writing, lone surrogates.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def configure(level: str, form: Literal["auto", "console", "json"]) -> None:
+class Stream(Protocol):
+    """What lines are written to."""
+
+    def write(self, text: str, /) -> int:
+        """Take a line."""
+
+    def flush(self) -> None:
+        """Let go of what was taken."""
+
+    def isatty(self) -> bool:
+        """Tell whether a terminal is at the other end."""
+
+
+@contextmanager
+def to_stderr(level: str, form: Literal["auto", "console", "json"]) -> Iterator[None]:
+    """Log to the standard error, and never wait for who reads it; at the end write what is left."""
+    dropped = structlog.get_logger()
+    writer = LogWriter(sys.stderr.fileno(), lambda lines: dropped.warning("log.lines_dropped", lines=lines))
+    configure(level, form, writer)
+    try:
+        yield
+    finally:
+        writer.close()
+
+
+def configure(level: str, form: Literal["auto", "console", "json"], stream: Stream | None = None) -> None:
     """Set up the log of this process.
 
     Args:
         level: The least level that is written: "debug", "info", "warning" or "error".
-        form: "console" for people, "json" for machines, "auto": console where the standard error is a terminal.
+        form: "console" for people, "json" for machines, "auto": console where the stream is a terminal.
+        stream: Where the lines go; None: to the standard error, at once.
     """
-    stream = sys.stderr
+    stream = stream or sys.stderr
     number = logging.getLevelNamesMapping()[level.upper()]
     pretty = form == "console" or (form == "auto" and stream.isatty())
     shared: list[Any] = [
@@ -43,7 +72,7 @@ def configure(level: str, form: Literal["auto", "console", "json"]) -> None:
     structlog.configure(
         processors=[*shared, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", stream)),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)

@@ -106,6 +106,7 @@ async def test_the_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         daemon.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(20):
             assert await daemon.process.wait() == -signal.SIGTERM
+        assert not daemon.socket.exists()
 
 
 async def test_a_websocket_is_told_that_the_daemon_goes(tmp_path: Path) -> None:
@@ -259,3 +260,45 @@ async def test_any_setting_can_be_set_on_the_command_line_and_a_wrong_one_is_nam
     arguments = ["--set", "limits.vms=1", "--set", "engine=evaluated"]
     async with serving(tmp_path, *arguments) as daemon, daemon.session() as session:
         assert (await call(session, "daemon.get_info"))["limits"]["vms"] == 1
+
+
+async def test_a_log_that_nobody_reads_stops_neither_calls_nor_the_end(tmp_path: Path) -> None:
+    async with serving(tmp_path, "--set", "log.calls_per_second=100000", **EVALUATED) as daemon:
+        async with daemon.session() as session:
+            # Each call has a line, and together they are more than the pipe and this side's buffer take.
+            for _ in range(4):
+                await ask(session, [request("vm.stop", vm=f"none{number}") for number in range(1000)])
+        daemon.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            # The pipe is full: nothing of it is read before the process has ended.
+            while daemon.process.returncode is None:
+                await asyncio.sleep(0.01)
+        assert daemon.process.returncode == 0
+
+
+async def test_sighup_drains_as_sigterm_does(tmp_path: Path) -> None:
+    async with serving(tmp_path, **EVALUATED) as daemon:
+        code, log = await daemon.stop(signal.SIGHUP)
+        assert (code, log[-1]["event"]) == (0, "daemon.stopped")
+        assert not daemon.socket.exists()
+
+
+async def test_a_hold_has_no_name_in_the_log_and_the_frames_of_a_websocket_have_numbers(tmp_path: Path) -> None:
+    async with serving(tmp_path, **EVALUATED, VMMD_LOG__LEVEL="debug") as daemon:
+        async with daemon.session() as session, session.ws_connect("/ws") as ws:
+            for name, params in (
+                ("kvm.create_vm", {}),
+                ("vm.kick_all_running_vcpus", {"vm": "vm1", "hold": "secret1"}),
+                ("vm.kick_all_running_vcpus", {"vm": "vm1", "hold": "secret2"}),
+                ("vm.write_guest_memory", {"vm": "vm1", "hold": "secret1", "guest_phys_addr": 0, "data": "AA=="}),
+                ("vm.resume_all_kicked_vcpus", {"vm": "vm1", "hold": "secret1"}),
+                ("vm.write_guest_memory", {"vm": "vm1", "hold": "secret1", "guest_phys_addr": 0, "data": "AA=="}),
+                ("vm.kick_all_running_vcpus", {"vm": "vm1", "hold": "secret3" * 100}),
+            ):
+                await ws.send_json(request(name, **params))
+                await ws.receive_json()
+        _, log = await daemon.stop()
+    calls = [line for line in log if line["event"] == "rpc.call"]
+    assert [line["frame"] for line in calls] == [1, 2, 3, 4, 5, 6, 7]
+    assert calls[2]["errno"] == "EDEADLK"
+    assert not [line for line in log if "secret" in json.dumps(line)]
