@@ -1,10 +1,12 @@
 """Which calls have a line in the log, and what becomes of those beyond what a second may have."""
 
 import asyncio
+import errno
 
+import pytest
 from structlog.testing import capture_logs
 
-from vmmd.api.errors import INTERNAL_ERROR
+from vmmd.api.errors import INTERNAL_ERROR, INVALID_PARAMS
 from vmmd.api.methods import METHODS
 from vmmd.rpc.call_log import CallLog
 from vmmd.rpc.dispatch import CallDone
@@ -53,3 +55,22 @@ async def test_reads_and_refusals_have_lines_where_one_asks_for_them() -> None:
         log([READ, CallDone(None, None, 0, CallError(-32601, "no such"))])
         log.close()
     assert [(line["event"], line["log_level"]) for line in lines] == [("rpc.call", "debug"), ("rpc.refused", "debug")]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_no_line_has_the_sentence_of_an_error_where_a_holds_name_may_be(reads: bool) -> None:
+    refusals = [
+        CallDone(METHODS["vm.stop"], "vm1", 1, CallError(errno.ECANCELED, "the hold 'secret' has ended")),
+        CallDone(METHODS["kvm.list_vms"], None, 0, CallError(INVALID_PARAMS, "hold: has more characters: 'secret'")),
+        CallDone(None, None, 0, CallError(-32601, "there is no method 'secret'", inside=("vm1", "secret"))),
+    ]
+    log = CallLog(calls_per_second=1000, reads=reads)
+    with capture_logs() as lines:
+        asyncio.run(_observe(log, refusals))
+    assert (lines[0]["code"], lines[0]["errno"]) == (errno.ECANCELED, "ECANCELED")
+    assert "secret" not in str(lines)
+
+
+async def _observe(log: CallLog, calls: list[CallDone]) -> None:
+    log(calls)
+    log.close()

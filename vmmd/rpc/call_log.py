@@ -2,6 +2,9 @@
 
 A line costs as much as a call that sets a slot, so there are only so many a second; of the others a line says, a second
 later, how many there were of each method. What went wrong inside the daemon has its line always.
+
+A refused call's line has the code and the errno, and never the sentence: that may have a hold's name in it, which is
+the key to the hold, and more that callers have made up.
 """
 
 import asyncio
@@ -10,7 +13,9 @@ from collections.abc import Sequence
 
 import structlog
 
+from vmmd.api.errors import errno_name
 from vmmd.rpc.dispatch import CallDone
+from vmmd.rpc.errors import CallError
 
 _SECOND_S = 1.0
 
@@ -52,7 +57,7 @@ class CallLog:
 
     def _write_refusal(self, call: CallDone) -> None:
         if self._reads and call.error is not None:
-            _log.debug("rpc.refused", code=call.error.code, error=call.error.message)
+            _log.debug("rpc.refused", **_about_error(call.error))
 
     def _write_or_count(self, call: CallDone, name: str) -> None:
         if self._second is None:
@@ -84,5 +89,10 @@ def _about(call: CallDone) -> dict[str, object]:
         "duration_us": call.duration_ns // 1000,
     }
     if call.error is not None:
-        about |= {"code": call.error.code, "error": call.error.message}
+        about |= _about_error(call.error)
     return about
+
+
+def _about_error(error: CallError) -> dict[str, object]:
+    name = errno_name(error.code)
+    return {"code": error.code} if name is None else {"code": error.code, "errno": name}

@@ -113,6 +113,7 @@ class _Connection:
         self._dispatch = dispatch
         self._limits = limits
         self._bodies: dict[asyncio.Task[None], Caller] = {}
+        self._frames = 0
         self._under_way = 0
         self._notifying: asyncio.Task[None] | None = None
         self._subscribed: Reader | None = None
@@ -129,7 +130,8 @@ class _Connection:
             if message.type is not WSMsgType.TEXT:
                 return
             caller = Caller(connection=self)
-            body = asyncio.create_task(self._answer(message.data.encode(), caller))
+            self._frames += 1
+            body = asyncio.create_task(self._answer(message.data.encode(), caller, self._frames))
             self._bodies[body] = caller
             body.add_done_callback(self._bodies.pop)
             if len(self._bodies) > self._limits.calls_in_flight:
@@ -209,7 +211,9 @@ class _Connection:
         """See `Connection`. The answer goes out before the first event."""
         self._subscribed = reader
 
-    async def _answer(self, body: bytes, caller: Caller) -> None:
+    async def _answer(self, body: bytes, caller: Caller, frame: int) -> None:
+        # All frames have the request id of the upgrade: their number tells their log lines apart.
+        structlog.contextvars.bind_contextvars(frame=frame)
         try:
             answer = await self._dispatch(body, caller)
         finally:
