@@ -77,6 +77,17 @@ class LimitSettings(BaseModel):
     )
     body_bytes: int = Field(default=8 << 20, ge=1 << 10, description="The largest request body, in bytes.")
     reply_bytes: int = Field(default=16 << 20, ge=1 << 12, description="The largest reply, in bytes.")
+    unread_bytes: int = Field(
+        default=64 << 20,
+        ge=1 << 12,
+        description="Answers that are made for one WebSocket, or over HTTP for one client, or wait to be read by it, "
+        "in bytes; calls inside a hold have as much of their own. A call whose answer may be large waits for its room.",
+    )
+    unread_ms: int = Field(
+        default=30_000,
+        ge=10,
+        description="How long a peer may take nothing of an answer before it loses its connection, in milliseconds.",
+    )
     batch_calls: int = Field(default=1000, ge=1, description="The calls of one batch.")
     connections: int = Field(default=2048, ge=1, description="Open connections, over all listeners.")
     calls_in_flight_per_client: int = Field(

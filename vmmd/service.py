@@ -84,6 +84,8 @@ class Service:
                     body_bytes=limits.body_bytes,
                     calls_in_flight=limits.calls_in_flight,
                     websocket_silence_ms=limits.websocket_silence_ms,
+                    unread_bytes=limits.unread_bytes,
+                    unread_ms=limits.unread_ms,
                 ),
                 body_wait_ms=limits.body_wait_ms,
                 guard=listener.guard,

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from tests.e2e.process import call, endless_vm, give_endless_guest, request, serving
+from tests.rpc.sockets import client_transport
 
 CLIENT = """
 import asyncio, sys, aiohttp
@@ -139,7 +140,7 @@ async def test_clients_that_are_killed_one_after_another_leave_no_descriptor_and
         vm = await endless_vm(session)
         await is_free(session, vm)
         before = descriptors(daemon.process.pid)
-        for number in range(20):
+        for number in range(8):
             socket = await session.ws_connect("/ws")
             hold = request("vm.kick_all_running_vcpus", vm=vm, hold=f"h{number}", lease_ms=60_000, wait_ms=20_000)
             await socket.send_str(json.dumps(hold))
@@ -171,3 +172,29 @@ async def test_a_drain_tells_events_to_the_last_and_closes_with_a_reason(tmp_pat
         code, log = await daemon.end()
         assert code == 0
         assert not [line for line in log if line["level"] == "error"]
+
+
+async def test_a_peer_that_does_not_read_has_few_large_answers_made_for_it_and_gets_all_once_it_reads(
+    tmp_path: Path,
+) -> None:
+    limits = {"VMMD_LIMITS__UNREAD_BYTES": str(24 << 20), "VMMD_LIMITS__UNREAD_MS": "60000"}
+    async with serving(tmp_path, VMMD_ENGINE="evaluated", **limits) as daemon, daemon.session() as session:
+        vm = (await call(session, "kvm.create_vm"))["vm"]
+        hva = (await call(session, "vm.map_host_memory", vm=vm, size=8 << 20))["userspace_addr"]
+        read = request("vm.read_host_memory", vm=vm, userspace_addr=hva, length=8 << 20)
+        async with session.ws_connect("/ws", max_msg_size=0) as ws:
+            transport = client_transport(ws)
+            transport.pause_reading()
+            for number in range(8):
+                await ws.send_json(read | {"id": number})
+            for _ in range(300):
+                await call(session, "kvm.get_api_version")
+            async with session.get("/metrics") as response:
+                metrics = await response.text()
+            made = [
+                line for line in metrics.splitlines() if line.startswith("vmmd_rpc_calls_total") and "read_host" in line
+            ]
+            assert sum(float(line.split()[-1]) for line in made) <= 2
+            transport.resume_reading()
+            async with asyncio.timeout(30):
+                assert {(await ws.receive_json())["id"] for _ in range(8)} == set(range(8))

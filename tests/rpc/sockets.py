@@ -1,5 +1,6 @@
 """What tests of WebSockets speak: a client on a real connection to a real core."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -68,6 +69,14 @@ class Socket:
             if message.type is WSMsgType.CLOSE:
                 return message.data, message.extra
             assert message.type is WSMsgType.TEXT, message
+
+
+def client_transport(socket: ClientWebSocketResponse) -> asyncio.Transport:
+    """Give the client's end: paused, it reads nothing, where aiohttp would read on by itself."""
+    connection = socket._response.connection
+    assert connection is not None
+    assert connection.transport is not None
+    return connection.transport
 
 
 @asynccontextmanager

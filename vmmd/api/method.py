@@ -63,6 +63,11 @@ class Method:
         """Whether the call uses memslots, and so stays out while somebody else holds the VM."""
         return issubclass(self.params, GateOptions)
 
+    @property
+    def may_be_large(self) -> bool:
+        """Whether a result may be too large for the reply, and so may be large."""
+        return "E2BIG" in self.errors
+
     @cached_property
     def result_adapter(self) -> TypeAdapter[Any]:
         """What checks a result, and turns it into JSON and back."""

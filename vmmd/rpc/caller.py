@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 from vmmd.api.methods import Method
 from vmmd.rpc.errors import CallError
+from vmmd.rpc.outbox import Outbox
 
 T = TypeVar("T")
 
@@ -83,15 +84,25 @@ class Caller:
     Args:
         has_gone: Tells whether the connection is closed, where nobody calls `leave`.
         connection: What the bodies of one WebSocket share; None over HTTP.
+        outbox: The room for the answers of the same peer; None: it is not counted.
 
     Attributes:
         running: The id of the call that is under way, as JSON text; None where it has none.
     """
 
-    def __init__(self, *, has_gone: Callable[[], bool] | None = None, connection: Connection | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        has_gone: Callable[[], bool] | None = None,
+        connection: Connection | None = None,
+        outbox: Outbox | None = None,
+    ) -> None:
         self.connection = connection
         self.running: bytes | None = None
         self._has_gone = has_gone
+        self._outbox = outbox
+        self._room = None if outbox is None else outbox.outside
+        self._room_bytes = 0
         self._left = False
         self._task: asyncio.Task[Any] | None = None
         self._interruption: CallError | None = None
@@ -112,6 +123,30 @@ class Caller:
     def expect(self, call_ids: Iterable[bytes | None]) -> None:
         """Take note of the ids of the body's calls, as JSON text: those can be cancelled."""
         self._expected.update(call_id for call_id in call_ids if call_id is not None)
+
+    async def take_room(self, size: int, *, inside: bool) -> None:
+        """Wait until there is room for an answer of so many bytes; it is the body's until `sent`.
+
+        Args:
+            size: How large the answer may be, in bytes.
+            inside: Whether the body is inside a hold that is open already.
+        """
+        if self._outbox is not None:
+            self._room = self._outbox.inside if inside else self._outbox.outside
+            await self._room.take(size)
+            self._room_bytes = size
+
+    def answered(self, size: int) -> None:
+        """Take note of what the answer has come to, in bytes."""
+        if self._room is not None:
+            self._room.give_back(self._room_bytes - size)
+            self._room_bytes = size
+
+    def sent(self) -> None:
+        """Take note that the answer has gone out, or never will."""
+        if self._room is not None and self._room_bytes:
+            self._room.give_back(self._room_bytes)
+            self._room_bytes = 0
 
     def cancel(self, call_id: bytes) -> bool:
         """Cancel the call of that id, JSON text: it is interrupted, or not begun; tell whether there is one."""

@@ -188,6 +188,9 @@ class Dispatcher(Generic[ScopeT]):
             entries = self._check_all(values, began_s)
         if caller.connection is not None:
             caller.expect(entry.request_id for entry in entries if isinstance(entry, _Call))
+        room = sum(self._most_bytes(entry) for entry in entries)
+        if room:
+            await caller.take_room(min(room, self._limits.reply_bytes), inside=_is_inside(entries))
         scope = self._scope(self._limits.reply_bytes, caller)
         for entry in entries:
             if isinstance(entry, _Refusal):
@@ -203,6 +206,14 @@ class Dispatcher(Generic[ScopeT]):
         finally:
             self._observe(done)
         return answers
+
+    def _most_bytes(self, entry: _Call | _Refusal) -> int:
+        """Tell how large an answer may be that may be large; 0 for others."""
+        if isinstance(entry, _Refusal) or not entry.method.may_be_large:
+            return 0
+        length: int | None = getattr(entry.params, "length", None)
+        # In base64, and with what stands around it.
+        return self._limits.reply_bytes if length is None else 2 * length + _SMALL_RESULT_BYTES
 
     async def _answer(
         self, entry: _Call | _Refusal, scope: ScopeT, caller: Caller, done: list[CallDone]
@@ -271,6 +282,13 @@ class Dispatcher(Generic[ScopeT]):
     def _no_method(self, name: str) -> str:
         like = difflib.get_close_matches(name, self._methods, n=1) if len(name) <= LONGEST_NAME else []
         return f"there is no method {name!r:.{LONGEST_NAME}}" + (f"; is {like[0]} meant?" if like else "")
+
+
+def _is_inside(entries: Sequence[_Call | _Refusal]) -> bool:
+    """Tell whether the body is inside a hold that another has opened."""
+    calls = [entry for entry in entries if isinstance(entry, _Call)]
+    opens = any(call.method.name == "vm.kick_all_running_vcpus" for call in calls)
+    return not opens and any(getattr(call.params, "hold", None) is not None for call in calls)
 
 
 def _request_id(request: dict[str, Any]) -> bytes | None:

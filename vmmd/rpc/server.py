@@ -12,7 +12,8 @@ import asyncio
 import hmac
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -20,6 +21,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from vmmd.rpc.caller import Caller
+from vmmd.rpc.outbox import until_read
 from vmmd.rpc.traffic import Traffic
 from vmmd.rpc.websocket import Dispatch, WebSocketLimits, WebSockets
 
@@ -28,6 +30,10 @@ REQUEST_ID = "X-Request-Id"
 _LEGAL_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _JSON = "application/json"
 _JSON_TYPE = re.compile(r"application/(?:json|[a-z0-9.-]+\+json)")
+
+
+# An answer up to this size fits into a socket's buffer.
+_SMALL_ANSWER_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -125,19 +131,13 @@ def make_app(
             body = await _read_body(request, limits.body_bytes, body_wait_ms)
             # The body may have taken longer to come than the daemon had left.
             traffic.check_open()
-            answer = await answer_body(request, body)
+            caller = Caller(
+                has_gone=lambda: request.transport is None or request.transport.is_closing(),
+                outbox=traffic.outbox_of(client, limits.unread_bytes),
+            )
+            return await _answer(request, dispatch(body, caller), caller, limits.unread_ms)
         finally:
             traffic.leave(client)
-        if answer is None:
-            return web.Response(status=204)
-        return web.Response(body=answer, content_type=_JSON)
-
-    async def answer_body(request: web.Request, body: bytes) -> bytes | None:
-        caller = Caller(has_gone=lambda: request.transport is None or request.transport.is_closing())
-        try:
-            return await dispatch(body, caller)
-        finally:
-            caller.over()
 
     async def answer_frame(body: bytes, caller: Caller) -> bytes | None:
         # How many of these one client may have is a limit of its connection.
@@ -157,6 +157,34 @@ def make_app(
     app.add_routes([web.post("/rpc", rpc), web.get("/ws", upgrade), *pages])
     app.on_shutdown.append(websockets.close)
     return app
+
+
+async def _answer(
+    request: web.Request, dispatched: Awaitable[bytes | None], caller: Caller, unread_ms: int
+) -> web.Response:
+    """Answer a body, and keep its room taken until a large answer has gone out."""
+    try:
+        try:
+            answer = await dispatched
+            caller.answered(len(answer or b""))
+        finally:
+            caller.over()
+        if answer is None:
+            return web.Response(status=204)
+        response = web.Response(body=answer, content_type=_JSON)
+        if len(answer) > _SMALL_ANSWER_BYTES and request.transport is not None:
+            response.headers[REQUEST_ID] = structlog.contextvars.get_contextvars()["request_id"]
+            await until_read(request.transport, _send(request, response), unread_ms)
+        return response
+    finally:
+        caller.sent()
+
+
+async def _send(request: web.Request, response: web.Response) -> None:
+    """Send an answer here and now, where the server would do it once nobody looks any more."""
+    with suppress(ConnectionError):
+        await response.prepare(request)
+        await response.write_eof()
 
 
 def _request_name(request: web.Request) -> str:

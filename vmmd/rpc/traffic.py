@@ -12,9 +12,11 @@ import socket
 import struct
 from collections.abc import Hashable
 from enum import Enum
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from aiohttp import hdrs, web
+
+from vmmd.rpc.outbox import Outbox
 
 _PEER_CREDENTIALS = struct.Struct("3i")
 
@@ -45,6 +47,7 @@ class Traffic:
         self.in_flight = 0
         self._most = calls_in_flight_per_client
         self._by_client: dict[Hashable, int] = {}
+        self._outboxes: WeakValueDictionary[Hashable, Outbox] = WeakValueDictionary()
         self._clients: WeakKeyDictionary[asyncio.BaseTransport, Hashable] = WeakKeyDictionary()
         self._idle: asyncio.Future[None] | None = None
 
@@ -107,6 +110,13 @@ class Traffic:
         if client is None:
             client = self._clients[transport] = _client_at(transport)
         return client
+
+    def outbox_of(self, client: Hashable, unread_bytes: int) -> Outbox:
+        """Give the room for a client's answers over HTTP, the same for all that are under way."""
+        outbox = self._outboxes.get(client)
+        if outbox is None:
+            outbox = self._outboxes[client] = Outbox(unread_bytes)
+        return outbox
 
     async def idle(self, timeout_s: float) -> bool:
         """Wait until no call is under way; tell whether it came to that in so many seconds."""

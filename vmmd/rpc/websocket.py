@@ -5,7 +5,8 @@ that waits does not block the resume behind it, and are answered as they end. Wh
 reason, its calls are interrupted, and the holds that it has opened are rolled back and released.
 
 What it refuses closes the connection with a code and a reason: binary frames 1003, text that is not UTF-8 1007, frames
-over limits.body_bytes 1009, and the daemon's own end 1001. A peer that does not answer pings is gone.
+over limits.body_bytes 1009, and the daemon's own end 1001. A peer that does not answer pings is gone, and so is one
+that does not read.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from vmmd.rpc.caller import Caller, Holder, Reader
 from vmmd.rpc.errors import CallError
 from vmmd.rpc.jsontext import encode
+from vmmd.rpc.outbox import Outbox, until_read
 
 SOCKET_CLOSED = "was rolled back when the WebSocket that kicked it closed"
 """What became of a hold whose connection went."""
@@ -30,6 +32,9 @@ _MAKE_ROOM = frozenset({"vm.resume_all_kicked_vcpus", "rpc.cancel", "vm.stop", "
 
 # Bodies may be waiting for a slow reader beside those that are counted; behind so many nothing more is read.
 _BODIES_PER_CALL = 2
+
+# A frame up to this size goes out at once where nothing waits before it.
+_SMALL_FRAME_BYTES = 16 << 10
 
 # How long a slow peer has, at the daemon's end, to take the events that it has not read.
 _LAST_EVENTS_S = 1.0
@@ -45,11 +50,15 @@ class WebSocketLimits:
     """What a connection may amount to. The names are the configuration's: errors name them so.
 
     `websocket_silence_ms`: a ping goes out when nothing has come for so long; half of it later the peer is gone.
+    `unread_bytes`: answers that are made or wait to be read; a call that may add much waits for its room.
+    `unread_ms`: a peer that takes nothing for so long, while something waits for it, is gone.
     """
 
     body_bytes: int
     calls_in_flight: int
     websocket_silence_ms: int
+    unread_bytes: int = 64 << 20
+    unread_ms: int = 30_000
 
 
 class WebSockets:
@@ -69,7 +78,7 @@ class WebSockets:
         """Serve one connection, from its upgrade to its end."""
         socket = _Socket(self._limits)
         await socket.prepare(request)
-        connection = _Connection(socket, self._dispatch, self._limits)
+        connection = _Connection(socket, request.transport, self._dispatch, self._limits)
         self._connections.add(connection)
         try:
             await connection.serve()
@@ -108,12 +117,17 @@ class _Socket(web.WebSocketResponse):
 class _Connection:
     """One connection: its bodies under way, its holds, its place in the events. It is the callers' `Connection`."""
 
-    def __init__(self, socket: _Socket, dispatch: Dispatch, limits: WebSocketLimits) -> None:
+    def __init__(
+        self, socket: _Socket, transport: asyncio.Transport | None, dispatch: Dispatch, limits: WebSocketLimits
+    ) -> None:
         self._socket = socket
+        self._transport = transport
         self._dispatch = dispatch
         self._limits = limits
         self._bodies: dict[asyncio.Task[None], Caller] = {}
         self._frames = 0
+        self._outbox = Outbox(limits.unread_bytes)
+        self._sending = asyncio.Lock()
         self._under_way = 0
         self._notifying: asyncio.Task[None] | None = None
         self._subscribed: Reader | None = None
@@ -129,7 +143,7 @@ class _Connection:
                 return
             if message.type is not WSMsgType.TEXT:
                 return
-            caller = Caller(connection=self)
+            caller = Caller(connection=self, outbox=self._outbox)
             self._frames += 1
             body = asyncio.create_task(self._answer(message.data.encode(), caller, self._frames))
             self._bodies[body] = caller
@@ -216,10 +230,14 @@ class _Connection:
         structlog.contextvars.bind_contextvars(frame=frame)
         try:
             answer = await self._dispatch(body, caller)
+            caller.answered(len(answer or b""))
         finally:
             caller.over()
-        if answer is not None:
-            await self._send(answer)
+        try:
+            if answer is not None:
+                await self._send(answer)
+        finally:
+            caller.sent()
         await self._read_events()
 
     async def _read_events(self) -> None:
@@ -247,7 +265,13 @@ class _Connection:
     async def _send(self, text: bytes) -> None:
         # A peer that has gone misses it: the reading end sees to that.
         with suppress(ConnectionError):
-            await self._socket.send_frame(text, WSMsgType.TEXT)
+            transport = self._transport
+            if transport is None or (len(text) <= _SMALL_FRAME_BYTES and not transport.get_write_buffer_size()):
+                await self._socket.send_frame(text, WSMsgType.TEXT)
+                return
+            async with self._sending:
+                sending = self._socket.send_frame(text, WSMsgType.TEXT)
+                await until_read(transport, sending, self._limits.unread_ms)
 
     async def _slow_down(self) -> None:
         """Let bodies begin; and read nothing more while so many cannot send their answers."""
