@@ -4,12 +4,21 @@ import re
 import stat
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
 from vmmd.api.places import default_socket
-from vmmd.config import ConfigError, LimitSettings, Settings, load, tcp_token
+from vmmd.config import (
+    ConfigError,
+    LimitSettings,
+    Settings,
+    is_open_to_others,
+    load,
+    tcp_token,
+    unknown_variables,
+)
 
 DOCUMENTED = Path(__file__).parent.parent / "config" / "vmmd.toml"
 
@@ -155,3 +164,42 @@ def test_the_default_socket_lies_in_the_runtime_directory_or_else_in_the_state_d
     assert default_socket() == tmp_path / ".local/state/vmmd/vmmd.sock"
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert default_socket() == tmp_path / "vmmd.sock"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"allowed_hosts": ["*"]}, "allowed_hosts: Value error, '*' is no host name"),
+        ({"allowed_hosts": ["vmmd:*"]}, "'vmmd:*' is no host name"),
+        ({"allowed_hosts": ["vmmd:80"]}, "no port"),
+        ({"token": "short"}, "token: it has fewer than 16 characters"),
+        ({"token": " " * 20}, "token: it has fewer than 16 characters"),
+        ({"limits": "x"}, "limits: it is a table of settings"),
+        ({"socket": Path()}, "socket: Value error, the path of the socket's file is empty"),
+    ],
+)
+def test_what_could_never_work_is_refused_with_what_is_meant(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(command_line=given)
+    assert said in str(caught.value)
+
+
+def test_a_token_has_no_blanks_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMMD_TOKEN", "\t a token of the tests\n")
+    token = load().token
+    assert token is not None
+    assert token.get_secret_value() == "a token of the tests"
+
+
+def test_variables_that_are_no_settings_are_found() -> None:
+    known = {"VMMD_PORT": "", "VMMD_LIMITS__VMS": "", "VMMD_URL": "", "vmmd_log__level": "", "HOME": ""}
+    assert unknown_variables(known) == []
+    assert unknown_variables(known | {"VMMD_PROT": "", "VMMD_LIMITS__VM": ""}) == ["VMMD_LIMITS__VM", "VMMD_PROT"]
+
+
+def test_a_token_file_that_others_can_read_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("a token of the tests")
+    for mode, is_open in ((0o600, False), (0o400, False), (0o640, True), (0o644, True)):
+        file.chmod(mode)
+        assert is_open_to_others(load(command_line={"token_file": file})) is is_open

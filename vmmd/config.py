@@ -8,6 +8,7 @@ nothing starts with settings that were not understood. `config/vmmd.toml` has ev
 import os
 import secrets
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from vmmd.api.names import HOST_NAME
 from vmmd.api.places import default_socket, default_token_file, xdg_directory
 
 _SHORTEST_TOKEN = 16
@@ -81,7 +83,7 @@ class LimitSettings(BaseModel):
         default=64 << 20,
         ge=1 << 12,
         description="Answers that are made for one WebSocket, or over HTTP for one client, or wait to be read by it, "
-        "in bytes; calls inside a hold have as much of their own. A call whose answer may be large waits for its room.",
+        "in bytes. Calls inside a hold have as much of their own. A call whose answer may be large waits for its room.",
     )
     unread_ms: int = Field(
         default=30_000,
@@ -188,9 +190,30 @@ class Settings(BaseSettings):
         """Take a list, or names with commas between them, as an environment variable has them."""
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("socket")
+    @classmethod
+    def _is_a_file(cls, value: Path) -> Path:
+        if not value.name:
+            raise ValueError(
+                "the path of the socket's file is empty or a folder; leave the setting out for the default"
+            )
+        return value
+
+    @field_validator("token", mode="before")
+    @classmethod
+    def _strip(cls, value: object) -> object:
+        """Leave the blanks and the line end out that a file or a shell has put around it; no header could have them."""
+        return value.strip() if isinstance(value, str) else value
+
     @field_validator("allowed_hosts")
     @classmethod
     def _lower(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not HOST_NAME.fullmatch(host):
+                raise ValueError(
+                    f"{host!r} is no host name by itself: no port, no '*', an IPv6 address in brackets; "
+                    "name each host that requests may be addressed to"
+                )
         return tuple(host.lower() for host in value)
 
     @field_validator("allowed_origins")
@@ -258,6 +281,22 @@ def load_layers(
         raise ConfigError("\n".join(_problem(details) for details in error.errors(include_url=False))) from None
 
 
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Give the variables that look like settings and are none; VMMD_URL is the clients'."""
+    known = {"VMMD_URL"}
+    for name, field in Settings.model_fields.items():
+        known.add(f"VMMD_{name.upper()}")
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            known |= {f"VMMD_{name.upper()}__{inner.upper()}" for inner in field.annotation.model_fields}
+    return sorted(name for name in environment if name.upper().startswith("VMMD_") and name.upper() not in known)
+
+
+def is_open_to_others(settings: Settings) -> bool:
+    """Tell whether others than its user may read the token file that a start takes the token from."""
+    path = settings.token_file or default_token_file()
+    return settings.token is None and path.exists() and bool(path.stat().st_mode & 0o077)
+
+
 def check_token(settings: Settings, *, on_purpose: bool) -> None:
     """Look whether a start would find its token for TCP, and make nothing; see `tcp_token`.
 
@@ -314,6 +353,10 @@ def _problem(details: Any) -> str:
     key = ".".join(str(step) for step in details["loc"])
     if details["type"] == "extra_forbidden":
         return f"{key}: there is no such setting"
+    if details["type"] in {"model_type", "model_attributes_type"}:
+        return f"{key}: it is a table of settings ([{key}] in a file, {key}.NAME=VALUE), not {details['input']!r}"
+    if key == "token" and details["type"] == "too_short":
+        return f"{key}: it has fewer than {_SHORTEST_TOKEN} characters"
     if key == "token":
         # The value is a secret also where it is no good.
         return f"{key}: {details['msg']}"

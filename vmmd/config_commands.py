@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, SecretStr
 
+from vmmd.api.places import default_token_file
 from vmmd.config import Layer, check_token, load_layers
 from vmmd.rpc.listen import is_loopback
 
@@ -38,7 +39,7 @@ def show(config: Path | None, command_line: dict[str, Any], form: Form) -> None:
             section = path[:-1]
             sys.stdout.write(f"\n[{'.'.join(section)}]\n")
         # TOML has no null: what is not set stands as a comment.
-        line = f"# {path[-1]} is not set" if value is None else f"{path[-1]} = {_toml(value)}"
+        line = f"# {path[-1]} is not set{_instead(path)}" if value is None else f"{path[-1]} = {_toml(value)}"
         sys.stdout.write(f"{line}  # {source}\n")
 
 
@@ -69,6 +70,10 @@ def _leaves(model: BaseModel, path: tuple[str, ...] = ()) -> Iterator[tuple[tupl
                 yield (*path, name), list(value)
             case _:
                 yield (*path, name), value
+
+
+def _instead(path: tuple[str, ...]) -> str:
+    return f", {default_token_file()} is used where token is not set either" if path == ("token_file",) else ""
 
 
 def _source(path: tuple[str, ...], layers: Mapping[Layer, dict[str, Any]]) -> str:

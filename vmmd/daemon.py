@@ -12,7 +12,7 @@ import sys
 import structlog
 
 from vmmd import __version__
-from vmmd.config import Settings
+from vmmd.config import Settings, unknown_variables
 from vmmd.listeners import bound
 from vmmd.rpc.heartbeat import Heartbeat
 from vmmd.rpc.listen import UnixListener
@@ -38,6 +38,10 @@ async def serve(settings: Settings) -> None:
         BindError: It cannot listen where it was told to.
         ActivationError: The sockets that the service manager has passed are not to be listened on.
     """
+    for variable in unknown_variables(os.environ):
+        _log.warning(
+            "settings.unknown_variable", variable=variable, advice="there is no such setting; is another meant?"
+        )
     end = _End()
     notifier = Notifier(os.environ)
     service = Service(settings)

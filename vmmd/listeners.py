@@ -10,10 +10,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from vmmd.config import Settings, tcp_token
+import structlog
+
+from vmmd.config import Settings, is_open_to_others, tcp_token
 from vmmd.rpc.listen import UnixListener, bind_tcp, is_loopback, tcp_url, url_host
 from vmmd.rpc.server import TcpGuard
 from vmmd.systemd import PassedSockets
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ def bound(settings: Settings, passed: PassedSockets) -> Iterator[Sequence[Listen
 
 def _make_guard(settings: Settings, host: str) -> TcpGuard:
     token = tcp_token(settings, on_purpose=not is_loopback(host))
+    if is_open_to_others(settings):
+        _log.warning("settings.token_file_is_open", advice="others can read the token file; chmod 600 it")
     hosts = set(settings.allowed_hosts)
     if not _is_any_address(host):
         hosts.add(url_host(host))

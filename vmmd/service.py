@@ -21,6 +21,7 @@ from aiohttp import web
 from vmmd import __version__
 from vmmd.api.methods import METHODS
 from vmmd.config import Settings
+from vmmd.kvm.errors import KvmError
 from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
 from vmmd.listeners import Listener
@@ -99,12 +100,14 @@ class Service:
                 shutdown_timeout=_CLOSE_S,
                 keepalive_timeout=limits.idle_ms / 1000,
                 lingering_time=_LINGER_S,
+                # A body with an encoding is refused: a small one could become a large one.
+                auto_decompress=False,
                 # A handler is cancelled when its client goes: what it waits for is interrupted then, see `Caller`.
                 handler_cancellation=True,
             )
             self._runners.append(runner)
             await runner.setup()
-            await self._admission.listen(runner, listener.socket)
+            await self._admission.listen(runner, listener.socket, is_open=listener.guard is not None)
 
     async def start(self) -> None:
         """Make the core, and take calls."""
@@ -147,6 +150,8 @@ class Service:
         machines = core.machines.all()
         _log.info("daemon.draining", vms=len(machines), calls_in_flight=self._traffic.in_flight)
         for machine in machines:
+            # Where one hold is rolled back, the next in line would be opened.
+            machine.vm.end_line(KvmError(errno.ESHUTDOWN, _DRAINING))
             if machine.vm.open_hold is not None:
                 machine.vm.expire_hold(machine.vm.open_hold, _BECAME)
         await self._traffic.idle(self._settings.limits.drain_ms / 1000)

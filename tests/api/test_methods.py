@@ -69,7 +69,7 @@ def test_a_row_knows_the_errors_of_its_family(row: Method) -> None:
     expected |= {"ESTALE"} if issubclass(row.params, ChangeOptions) else set()
     expected |= {"EBUSY", "ECANCELED", "EINVAL"} if row.gated else set()
     expected |= {"EINVAL"} if issubclass(row.params, RequestOptions) else set()
-    expected |= {"ETIMEDOUT", "ECANCELED", "EAGAIN"}
+    expected |= {"ETIMEDOUT", "ECANCELED", "EAGAIN", "ESHUTDOWN"}
     assert set(row.all_errors) == expected
 
 

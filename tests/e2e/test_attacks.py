@@ -282,3 +282,17 @@ async def test_more_calls_of_a_client_than_it_may_have_under_way_get_429(tmp_pat
         async with asyncio.timeout(20):
             while (await send(daemon, post(body, "Content-Type: application/json")))[0] != 200:
                 pass
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "unknown"])
+async def test_a_body_with_an_encoding_is_refused_with_a_sentence_and_logs_no_error(
+    tmp_path: Path, encoding: str
+) -> None:
+    async with serving(tmp_path, **EVALUATED) as daemon:
+        data = post(CREATE, "Content-Type: application/json", f"Content-Encoding: {encoding}")
+        status, text = await send(daemon, data)
+        assert (status, encoding in text, "send it as it is" in text) == (415, True, True)
+        as_it_is = post(CREATE, "Content-Type: application/json", "Content-Encoding: identity")
+        assert (await send(daemon, as_it_is))[0] == 200
+        _, log = await daemon.stop()
+    assert not [line for line in log if line["level"] == "error"]

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +302,33 @@ async def test_a_hold_has_no_name_in_the_log_and_the_frames_of_a_websocket_have_
     assert [line["frame"] for line in calls] == [1, 2, 3, 4, 5, 6, 7]
     assert calls[2]["errno"] == "EDEADLK"
     assert not [line for line in log if "secret" in json.dumps(line)]
+
+
+async def test_a_kick_in_line_is_refused_when_the_drain_ends_the_hold_before_it(tmp_path: Path) -> None:
+    async with serving(tmp_path, **EVALUATED) as daemon, daemon.session() as session:
+        vm = (await call(session, "kvm.create_vm"))["vm"]
+        await call(session, "vm.kick_all_running_vcpus", vm=vm, hold="open", lease_ms=60_000)
+        async with session.ws_connect("/ws") as ws:
+            await ws.send_json(request("vm.kick_all_running_vcpus", vm=vm, hold="in line", wait_ms=60_000))
+            # It stands in line once another answer has come behind it, and the same name is in line already.
+            await ws.send_json(request("vm.kick_all_running_vcpus", vm=vm, hold="in line", wait_ms=60_000))
+            assert "in line already" in (await ws.receive_json())["error"]["message"]
+            daemon.process.send_signal(signal.SIGTERM)
+            answer = await ws.receive_json()
+        assert answer["error"]["data"]["errno"] == "ESHUTDOWN"
+
+
+async def test_over_tcp_nobody_takes_the_last_connection_from_the_unix_socket(tmp_path: Path) -> None:
+    async with serving(tmp_path, "--port", "0", **EVALUATED, VMMD_LIMITS__CONNECTIONS="3") as daemon:
+        assert daemon.tcp is not None
+        host, _, port = daemon.tcp.removeprefix("http://").partition(":")
+        idle = [socket.create_connection((host, int(port))) for _ in range(8)]
+        for connection in idle[2:]:
+            # There was room for two: all others are told so, or reset.
+            with suppress(ConnectionError):
+                text = (await asyncio.to_thread(connection.recv, 1000)).decode()
+                assert "limits.connections = 3" in text
+        async with daemon.session() as session:
+            assert (await page(session, "/healthz"))[0] == 200
+        for connection in idle:
+            connection.close()

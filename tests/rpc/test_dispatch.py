@@ -106,3 +106,15 @@ async def test_a_small_body_is_answered_while_a_large_one_is_read() -> None:
         calls.create_task(ask("large", "x" * (1 << 20)))
         calls.create_task(ask("small", "x"))
     assert order == ["small", "large"]
+
+
+async def test_an_id_that_is_too_long_to_be_repeated_is_refused_and_not_repeated() -> None:
+    for call_id in ('"' + "x" * 8193 + '"', "1" * 8193, "1." + "0" * 8192):
+        answer = await Bench().ask_raw(f'{{"jsonrpc":"2.0","method":"sum","params":[1],"id":{call_id}}}')
+        assert answer is not None
+        assert shape(json.loads(answer)) == (-32600, None)
+        assert len(answer) < 500
+    just_right = "x" * 8192
+    answer = await Bench().ask_raw(f'{{"jsonrpc":"2.0","method":"none","id":"{just_right}"}}')
+    assert answer is not None
+    assert json.loads(answer)["id"] == just_right

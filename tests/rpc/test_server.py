@@ -88,7 +88,10 @@ async def test_a_host_that_is_ours_is_let_in(host: str) -> None:
         assert response.status == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.", "[::2]", "127.0.0.2", "["])
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "127.0.0.1.evil.example", "localhost.", "[::2]", "127.0.0.2", "[", "127.0.0.1:80@evil", "[::1]x"],
+)
 @pytest.mark.parametrize("path", ["/rpc", "/", "/healthz"])
 async def test_a_host_that_is_not_ours_gets_421_with_the_settings_name(host: str, path: str) -> None:
     async with serving() as (client, echo):

@@ -229,3 +229,16 @@ async def test_a_daemon_that_goes_says_so(wire: Wire) -> None:
             assert await socket.closed() == (1001, "the daemon goes")
             await socket.socket.close()
             await ending
+
+
+@pytest.mark.parametrize("call_id", ["1.5", "1.50", "-0.0", "1e3", "7", '"seven"'])
+async def test_a_call_is_cancelled_by_its_id_to_the_digit(wire: Wire, vm: str, call_id: str) -> None:
+    await wire.call("vm.kick_all_running_vcpus", vm=vm, hold="open", lease_ms=60_000)
+    kick = request("vm.kick_all_running_vcpus", vm=vm, hold="waits", wait_ms=60_000)
+    cancel = json.dumps(request("rpc.cancel", id="ID")).replace('"ID"', call_id)
+    async with serving(wire) as client, connected(client) as socket:
+        await socket.socket.send_str(json.dumps(kick | {"id": "ID"}).replace('"ID"', call_id))
+        await socket.socket.send_str(cancel)
+        answers = [json.loads((await socket.socket.receive()).data) for _ in range(2)]
+    assert {"cancelled": True} in [answer.get("result") for answer in answers]
+    assert "ECANCELED" in json.dumps(answers)

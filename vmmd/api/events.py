@@ -7,7 +7,7 @@ Nothing here has the name of a hold, which is the key to it: holds have numbers,
 
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, PlainValidator, TypeAdapter, WithJsonSchema
 
 from vmmd.api.memslots import RegionInfo
 from vmmd.api.method import Method
@@ -38,12 +38,25 @@ class SubscribeResult(Result):
     epoch: str = Field(description="What tells this start of the daemon from others, since each counts from 1.")
 
 
+def _call_id(value: object) -> object:
+    """Let an id pass as it is: a number may have come as text that a plain float would not give back."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("the id of a call that can be cancelled is a string or a number")
+    return value
+
+
+CallId = Annotated[
+    int | float | str,
+    PlainValidator(_call_id),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}]}),
+]
+"""A request's id."""
+
+
 class CancelParams(Params):
     """Which call of this WebSocket to end."""
 
-    id: Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True)] = Field(
-        description="The id of the call, or of a call in a batch."
-    )
+    id: CallId = Field(description="The id of the call, or of a call in a batch, to the digit.")
 
 
 class CancelResult(Result):

@@ -16,12 +16,13 @@ class KickAllRunningVcpusParams(VmParams, ChangeOptions):
         default=None,
         ge=1,
         description="For how long, in milliseconds, the hold stays open without a renewal, the same kick again; then "
-        "it is rolled back. At most limits.max_lease_ms; left out: limits.lease_ms.",
+        "it is rolled back. At most limits.max_lease_ms: more is cut to it, and the result tells. "
+        "Left out: limits.lease_ms.",
     )
     wait_ms: U32 | None = Field(
         default=None,
         description="How long to wait, in milliseconds, for a turn and until vCPUs are out, before ETIMEDOUT; "
-        "left out: limits.wait_ms.",
+        "at most limits.max_wait_ms: more is cut to it. Left out: limits.wait_ms.",
     )
 
 

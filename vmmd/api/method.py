@@ -29,6 +29,7 @@ _TAKEN = {"EINVAL": "`request_id` is the name of another call, or of this method
 _ENDED = {
     "ETIMEDOUT": "`deadline_ms` has passed.",
     "ECANCELED": "It was cancelled with rpc.cancel.",
+    "ESHUTDOWN": "The daemon is shutting down; nothing was done.",
     "EAGAIN": "So many calls of the WebSocket are under way as limits.calls_in_flight allows.",
 }
 

@@ -103,6 +103,7 @@ class Gate:
         self._under_way = 0
         self._changed: asyncio.Future[None] | None = None
         self._closed: KvmError | None = None
+        self._last: KvmError | None = None
 
     @property
     def is_free(self) -> bool:
@@ -140,7 +141,7 @@ class Gate:
             KvmError: ETIMEDOUT after `wait_ms` milliseconds, with nothing left behind.
         """
         deadline = asyncio.get_running_loop().time() + wait_ms / 1000
-        self.check_open()
+        self._check_takes_holds()
         ticket: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not self.holds.stand_in_line(ticket, name):
             await self._wait_in_line(ticket, name, deadline, wait_ms)
@@ -172,6 +173,10 @@ class Gate:
         if isinstance(ticket, asyncio.Future):
             ticket.set_result(None)
         self._wake()
+
+    def end_line(self, error: KvmError) -> None:
+        """Open no more holds: whoever stands in line is refused when its turn comes."""
+        self._last = error
 
     def close(self, error: KvmError) -> None:
         """Refuse everybody from now on, those who wait too."""
@@ -243,7 +248,7 @@ class Gate:
         try:
             async with asyncio.timeout_at(deadline):
                 await asyncio.shield(ticket)
-            self.check_open()
+            self._check_takes_holds()
         except BaseException as error:
             if ticket.done():
                 # Its turn came while it was going away.
@@ -254,7 +259,12 @@ class Gate:
                 self.holds.step_out(ticket)
                 ticket.cancel()
             if isinstance(error, TimeoutError):
-                message = f"another hold was open for {wait_ms} ms; wait longer with wait_ms, or resume it"
+                advice = "wait longer with wait_ms, or resume it"
+                if wait_ms >= self._max_wait_ms:
+                    advice = (
+                        f"nobody waits longer than limits.max_wait_ms = {self._max_wait_ms}; resume it, or raise it"
+                    )
+                message = f"another hold was open for {wait_ms} ms; {advice}"
                 raise KvmError(errno.ETIMEDOUT, message) from None
             raise
 
@@ -266,6 +276,11 @@ class Gate:
         """
         if self._closed is not None:
             raise KvmError(self._closed.errno, self._closed.message)
+
+    def _check_takes_holds(self) -> None:
+        self.check_open()
+        if self._last is not None:
+            raise KvmError(self._last.errno, self._last.message)
 
     def _tell_opened(self, number: int, kick: Kick) -> None:
         self._note(HoldOpened(number, kick.kicked, kick.kick_ns, kick.lease_ms, kick.generation))

@@ -157,7 +157,7 @@ class Hold:
         after = TRANSITIONS.get((self.state, step))
         if after is None:
             number, what = _REFUSALS[self.state]
-            reason = f" by {self.error.message!r}" if self.state is State.FAILED and self.error else ""
+            reason = f" because of {self.error.message!r}" if self.state is State.FAILED and self.error else ""
             raise KvmError(number, f"hold {self.name!r} {what}{reason}")
         self.state = after
 

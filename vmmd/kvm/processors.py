@@ -66,7 +66,7 @@ class Processors:
         """See `Vm.create_vcpu`; `ring` is its own, `held`: whether it starts held."""
         self._meet.check_no_advance("KVM_CREATE_VCPU")
         if not 0 <= vcpu_id < self._most:
-            raise KvmError(errno.EINVAL, f"vCPU id {vcpu_id} is not below {self._most}")
+            raise KvmError(errno.EINVAL, f"vCPU id {vcpu_id} is not below limits.vcpus_per_vm = {self._most}")
         if vcpu_id in self._vcpus:
             raise KvmError(errno.EEXIST, f"vCPU {vcpu_id} is there already")
         requests = KVM_REQ_HOLD if held else 0

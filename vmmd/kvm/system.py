@@ -72,7 +72,11 @@ class System:
             KvmError: EMFILE where the limit of VMs is reached.
         """
         if len(self._vms) >= self._limits.vms:
-            raise KvmError(errno.EMFILE, f"there are {self._limits.vms} VMs already, the limit", "KVM_CREATE_VM")
+            raise KvmError(
+                errno.EMFILE,
+                f"there are limits.vms = {self._limits.vms} VMs already; destroy one, or raise it",
+                "KVM_CREATE_VM",
+            )
         vm = Vm(
             f"vm{next(self._numbers)}",
             name,

@@ -374,6 +374,10 @@ class Vm:
         """Tell whether the VM is held by that name, failed or not."""
         return self._gate.holds.is_current(hold)
 
+    def end_line(self, error: KvmError) -> None:
+        """Open no more holds: whoever waits for one is refused, before or when its turn comes."""
+        self._gate.end_line(error)
+
     def expire_hold(self, hold: str, became: str) -> None:
         """End an open hold whose owner has gone, as if its lease had run out; `became` is what its name tells then."""
         self._kicks.expire(hold, became)

@@ -1,5 +1,8 @@
 """Which connections are let in: so many at a time, over all listeners. Others are told so, and closed.
 
+An eighth of them is kept for the UNIX socket: whoever can reach a TCP port, with a token or without, takes no room from
+those who look after the daemon.
+
 How long one may take to send the head of a request, and idle between two, is aiohttp's keep-alive timeout.
 """
 
@@ -14,6 +17,9 @@ from vmmd.rpc.listen import BACKLOG
 
 # Descriptors that are nobody's connection: listeners, the log, the event loop's own, files that are read meanwhile.
 _OWN_DESCRIPTORS = 64
+
+# One of so many connections is kept for the UNIX socket, and one at least.
+_KEPT_SHARE = 8
 
 # A connection that is closed while something it sent is unread is reset, and its client never reads why. So those
 # turned away have a moment to read it; but only few at a time, as each takes a descriptor.
@@ -37,6 +43,7 @@ class Admission:
         self._most = _raise_descriptor_limit(connections)
         self.turned_away = 0
         self._servers: list[web.Server] = []
+        self._open: list[web.Server] = []
         self._listeners: list[asyncio.Server] = []
 
     @property
@@ -44,11 +51,19 @@ class Admission:
         """How many are open."""
         return sum(len(server.connections) for server in self._servers)
 
-    async def listen(self, runner: web.AppRunner, bound: socket.socket) -> None:
-        """Accept connections on a socket that listens, and have a runner that was set up serve them."""
+    async def listen(self, runner: web.AppRunner, bound: socket.socket, *, is_open: bool) -> None:
+        """Accept connections on a socket that listens, and have a runner that was set up serve them.
+
+        Args:
+            runner: Serves the connections.
+            bound: The socket.
+            is_open: Whether others than the daemon's user can connect.
+        """
         server = runner.server
         assert server is not None, "the runner was set up"  # noqa: S101
         self._servers.append(server)
+        if is_open:
+            self._open.append(server)
         listener = await asyncio.get_running_loop().create_server(
             lambda: _Arrival(self, server), sock=bound, backlog=BACKLOG
         )
@@ -59,14 +74,15 @@ class Admission:
         for listener in self._listeners:
             listener.close()
 
-    @property
-    def refusal(self) -> bytes | None:
-        """What a connection is told that finds no room; None where there is room."""
-        if self.connections < self._most:
+    def refusal(self, server: web.Server) -> bytes | None:
+        """Give what a connection is told that finds no room; None where there is room."""
+        used = sum(len(other.connections) for other in self._open)
+        has_room = server not in self._open or used < self._most - max(1, self._most // _KEPT_SHARE)
+        if has_room and self.connections < self._most:
             return None
         text = (
-            f"This daemon has limits.connections = {self._most} open connections (VMMD_LIMITS__CONNECTIONS); "
-            "close some, or raise the limit.\n"
+            f"This daemon has limits.connections = {self._most} open connections (VMMD_LIMITS__CONNECTIONS), or all "
+            "of them that TCP may have; close some, or raise the limit.\n"
         )
         head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Length: {len(text)}\r\nRetry-After: 1\r\n"
         return f"{head}Content-Type: text/plain\r\nConnection: close\r\n\r\n{text}".encode()
@@ -81,7 +97,7 @@ class _Arrival(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101
-        refusal = self._admission.refusal
+        refusal = self._admission.refusal(self._server)
         if refusal is None:
             handler = self._server()
             transport.set_protocol(handler)

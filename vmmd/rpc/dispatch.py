@@ -23,12 +23,15 @@ from vmmd.api.methods import Method
 from vmmd.api.types import Params
 from vmmd.rpc.caller import Caller
 from vmmd.rpc.errors import CallError
-from vmmd.rpc.jsontext import JsonError, decode, encode
+from vmmd.rpc.jsontext import JsonError, Verbatim, decode, encode
 from vmmd.rpc.parameters import LONGEST_NAME, check_params, named_hold
 
 # A result this small is given whatever the answer has already: batch_calls bounds what such results come to, and most
 # are of calls that have changed something, where an error would not be true.
 _SMALL_RESULT_BYTES = 1024
+
+# Characters of an id; `limits.reply_bytes` does not count ids, and a batch of these stays small beside it.
+LONGEST_ID = 8192
 
 # A body up to this size is understood sooner than a thread is woken.
 _LARGE_BODY_BYTES = 32 << 10
@@ -296,7 +299,14 @@ def _request_id(request: dict[str, Any]) -> bytes | None:
     if "id" not in request:
         return None
     value = request["id"]
-    return b"null" if isinstance(value, _NO_IDS) else encode(value)
+    return b"null" if isinstance(value, _NO_IDS) or _is_too_long(value) else encode(value)
+
+
+def _is_too_long(request_id: Any) -> bool:
+    """Tell whether an id is longer than an answer repeats: its text stands in each."""
+    if isinstance(request_id, Verbatim):
+        return len(request_id.text) > LONGEST_ID
+    return isinstance(request_id, str) and len(request_id) > LONGEST_ID
 
 
 def _envelope_problem(request: dict[str, Any]) -> str | None:
@@ -309,6 +319,8 @@ def _envelope_problem(request: dict[str, Any]) -> str | None:
         return 'the member "params" must be an object or an array, or left out'
     if isinstance(request.get("id"), _NO_IDS):
         return 'the member "id" must be a string, a number or null, or left out'
+    if _is_too_long(request.get("id")):
+        return f'the member "id" has more than {LONGEST_ID} characters'
     return None
 
 

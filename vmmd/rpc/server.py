@@ -20,6 +20,7 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from vmmd.api.names import HOST_NAME
 from vmmd.rpc.caller import Caller
 from vmmd.rpc.outbox import until_read
 from vmmd.rpc.traffic import Traffic
@@ -29,6 +30,7 @@ REQUEST_ID = "X-Request-Id"
 
 _LEGAL_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _JSON = "application/json"
+_HOST = re.compile(rf"({HOST_NAME.pattern})(?::[0-9]*)?")
 _JSON_TYPE = re.compile(r"application/(?:json|[a-z0-9.-]+\+json)")
 
 
@@ -111,7 +113,7 @@ def make_app(
         structlog.contextvars.bind_contextvars(request_id=name)
         try:
             if guard is not None:
-                guard.check(request)
+                _check_guard(guard, request)
             response = await handler(request)
         except web.HTTPException as refusal:
             observe_refusal(refusal.status)
@@ -125,6 +127,8 @@ def make_app(
     async def rpc(request: web.Request) -> web.Response:
         if request.headers.get(hdrs.CONTENT_TYPE) != _JSON:
             _check_content_type(request)
+        if hdrs.CONTENT_ENCODING in request.headers:
+            _check_encoding(request.headers[hdrs.CONTENT_ENCODING])
         client = traffic.client_of(request)
         traffic.enter(client)
         try:
@@ -193,6 +197,22 @@ def _request_name(request: web.Request) -> str:
     return given if given is not None and _LEGAL_REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
+def _check_guard(guard: TcpGuard, request: web.Request) -> None:
+    try:
+        guard.check(request)
+    except web.HTTPException as refusal:
+        # Who may not ask keeps no connection either.
+        refusal.force_close()
+        raise
+
+
+def _check_encoding(encoding: str) -> None:
+    if encoding.strip().lower() not in {"", "identity"}:
+        raise web.HTTPUnsupportedMediaType(
+            text=f"The body's content encoding is {encoding!r:.100}, and none is decoded here; send it as it is.\n"
+        )
+
+
 def _check_content_type(request: web.Request) -> None:
     if not _JSON_TYPE.fullmatch(request.content_type.lower()):
         raise web.HTTPUnsupportedMediaType(
@@ -227,7 +247,6 @@ async def _read_body(request: web.Request, body_bytes: int, body_wait_ms: int) -
 
 
 def _host_name(host: str) -> str:
-    """Give the name of a Host header without its port: "[::1]" of "[::1]:8000"."""
-    if host.startswith("["):
-        return host[: host.find("]") + 1].lower()
-    return host.partition(":")[0].lower()
+    """Give the name of a Host header without its port, "[::1]" of "[::1]:8000"; what is none stays whole."""
+    found = _HOST.fullmatch(host)
+    return (found[1] if found is not None else host).lower()
