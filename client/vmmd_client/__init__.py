@@ -53,11 +53,11 @@ from .errors import (
     LogsInRings,
     NeedsWebSocket,
     NoSuchSlot,
-    Outcome,
     OutOfMemory,
     PlanError,
     ProtocolError,
     RpcError,
+    ShuttingDown,
     SlotOverlap,
     StaleGeneration,
     TooBig,
@@ -79,6 +79,7 @@ from .hold import Hold
 from .http import HttpTransport
 from .memslots import MemFlag, Memslot
 from .order import TransactionResult
+from .outcome import Outcome
 from .plan import Plan
 from .plan_errors import Misaligned, OutOfRange, PlanTooLarge, RangeOverlap, SlotTaken, UnknownSlot
 from .transaction import Transaction
@@ -147,6 +148,7 @@ __all__ = [
     "Reply",
     "ResumedEvent",
     "RpcError",
+    "ShuttingDown",
     "SlotOverlap",
     "SlotTable",
     "SlotTaken",

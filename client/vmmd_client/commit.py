@@ -20,8 +20,9 @@ from .bodies import SMALL, BodySize, size_of
 from .commit_calls import check, commit_by_calls, commit_by_list, list_entry
 from .commit_held import MAX_LIST, commit_held, commit_inside, in_order, is_small
 from .dirty import DirtyView
-from .errors import BadVm, HoldFailed, Outcome, TransactionRefused, TransactionUnsettled, VmmdError
+from .errors import BadVm, HoldFailed, TransactionRefused, TransactionUnsettled, VmmdError
 from .order import Order, TransactionResult
+from .outcome import Outcome
 from .script import Exchange, Script
 
 MOST_SINGLE_CALLS = 16

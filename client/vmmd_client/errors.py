@@ -45,6 +45,7 @@
             ├── NeedsWebSocket          EOPNOTSUPP
             ├── NoSuchSlot              ENOENT
             ├── OutOfMemory             ENOMEM
+            ├── ShuttingDown            ESHUTDOWN
             ├── StaleGeneration         ESTALE: generation
             ├── TooBig                  E2BIG
             ├── TooManyCalls            EAGAIN
@@ -57,24 +58,17 @@ No exception of asyncio, aiohttp or pydantic leaves the library; only a cancella
 
 # ruff: noqa: N818 -- the names say what happened; "Error" behind each of them would say it twice.
 
-import enum
 import errno
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from vmmd.api.errors import INVALID_PARAMS, METHOD_NOT_FOUND
 
+from .outcome import Outcome
+
 _T = TypeVar("_T")
 
 _RESERVED_CODES = range(-32768, -31999)
-
-
-class Outcome(enum.Enum):
-    """What became of a transaction that ended with an error."""
-
-    NOTHING_DONE = "the map is as it was"
-    PART_DONE = "steps before the one that the error names stand"
-    UNKNOWN = "it could not be learned: read the map anew"
 
 
 class VmmdError(Exception):
@@ -342,6 +336,10 @@ class StaleGeneration(KvmError):
         self.generation = self._field("generation", int)
 
 
+class ShuttingDown(KvmError):
+    """ESHUTDOWN: the daemon is shutting down, and nothing was done; go on with another, or with its next start."""
+
+
 class TooBig(KvmError):
     """E2BIG: an argument or an answer is over a limit that the message names."""
 
@@ -398,6 +396,7 @@ _BY_ERRNO: Mapping[int, type[KvmError]] = {
     errno.ENOENT: NoSuchSlot,
     errno.ENOMEM: OutOfMemory,
     errno.ENOTTY: Unsupported,
+    errno.ESHUTDOWN: ShuttingDown,
     errno.ENXIO: LogsInRings,
     errno.EOPNOTSUPP: NeedsWebSocket,
     errno.ESTALE: StaleGeneration,

@@ -105,7 +105,7 @@ class MemoryRegion:
         if not is_integer(addr) or addr is None or not 0 <= addr <= USERSPACE_END - self.size:
             raise OutOfRange(
                 f"region {self.name!r}: userspace_addr is {addr!r}; give what map_host_memory gave, with room for "
-                f" {self.size:#x} bytes below {USERSPACE_END:#x}",
+                f"{self.size:#x} bytes below {USERSPACE_END:#x}",
                 "userspace_addr",
                 addr,
             )

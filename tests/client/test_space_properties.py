@@ -303,15 +303,22 @@ def tree(made_of: list[Spec], base: int) -> tuple[MemoryRegion, list[MemoryRegio
     made = [root]
     containers = [root]
     for number, spec in enumerate(made_of):
-        region = MemoryRegion(str(number), spec.kind, spec.size * PAGE)
-        if spec.kind in {Kind.RAM, Kind.ROM, Kind.ROM_DEVICE}:
-            region.userspace_addr = base + number % 8 * 2 * PAGE
-            region.reads_memory = spec.enabled
         shown = [other for other in made[1:] if other.kind is not Kind.CONTAINER]
-        if spec.kind is Kind.ALIAS and shown:
-            region.target, region.target_offset = shown[spec.shows % len(shown)], spec.offset * PAGE
+        is_alias = spec.kind is Kind.ALIAS and bool(shown)
+        kind = Kind.RESERVATION if spec.kind is Kind.ALIAS and not shown else spec.kind
+        is_backed = kind in {Kind.RAM, Kind.ROM, Kind.ROM_DEVICE}
+        region = MemoryRegion(
+            str(number),
+            kind,
+            spec.size * PAGE,
+            userspace_addr=base + number % 8 * 2 * PAGE if is_backed else None,
+            target=shown[spec.shows % len(shown)] if is_alias else None,
+            target_offset=spec.offset * PAGE if is_alias else 0,
+            reads_memory=spec.enabled or not is_backed,
+        )
         region.enabled, region.readonly, region.log_dirty = spec.enabled, spec.readonly, spec.log_dirty
-        containers[spec.inside % len(containers)].add(region, spec.addr * PAGE, priority=spec.priority)
+        place = containers[spec.inside % len(containers)]
+        place.add(region, spec.addr % (place.size // PAGE) * PAGE, priority=spec.priority)
         made.append(region)
         if spec.kind is Kind.CONTAINER:
             containers.append(region)
