@@ -186,11 +186,12 @@ class Kicks:
         resumed = asyncio.get_running_loop().create_future()
         self._raw_kicks.append(resumed)
         try:
-            await self._meet.stop(KVM_REQ_USERSPACE_KICK, self._meet.contexts)
-            # Most have nothing left to complete: they end here, without a worker's turn each.
-            for vcpu, run in runs:
-                vcpu.end_kicked(run)
-            self._meet.wake(self._meet.contexts)
+            await self._meet.stop(KVM_REQ_USERSPACE_KICK, self._meet.contexts, overtaken=resumed)
+            if not resumed.done():
+                # Most have nothing left to complete: they end here, without a worker's turn each.
+                for vcpu, run in runs:
+                    vcpu.end_kicked(run)
+                self._meet.wake(self._meet.contexts)
             # A resume that overtakes the kick lets runs go on that have not seen it: nobody waits for those.
             left = {run.done for _, run in runs if not run.done.done()}
             while left and not resumed.done():

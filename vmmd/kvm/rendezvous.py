@@ -100,13 +100,21 @@ class Rendezvous:
         self.publish(View(self.view.memslots, self.view.host))
         await self.shoot_down()
 
-    async def stop(self, requests: int, group: ContextGroup, deadline: float | None = None) -> None:
+    async def stop(
+        self,
+        requests: int,
+        group: ContextGroup,
+        deadline: float | None = None,
+        overtaken: asyncio.Future[None] | None = None,
+    ) -> None:
         """Set parking requests and wait until none of the group is in guest mode or reads memslots.
+
+        Where `overtaken` is done, the requests are gone again, and who has not seen them is not waited for.
 
         Raises:
             TimeoutError: the loop's clock passed `deadline`; the requests are still set.
         """
-        await self._post_and_wait(requests, group, _OUTSIDE, deadline)
+        await self._post_and_wait(requests, group, _OUTSIDE, deadline, overtaken)
 
     def go(self, requests: int, group: ContextGroup) -> None:
         """Clear parking requests, and queue those that nothing parks any more.
@@ -157,13 +165,20 @@ class Rendezvous:
                         return
 
     async def _post_and_wait(
-        self, requests: int, group: ContextGroup, view_number: int, deadline: float | None = None
+        self,
+        requests: int,
+        group: ContextGroup,
+        view_number: int,
+        deadline: float | None = None,
+        overtaken: asyncio.Future[None] | None = None,
     ) -> None:
         if not len(group):
             return
         self.engine.post(group, requests)
         cancelled: asyncio.CancelledError | None = None
         while self.engine.wait_outside(group, view_number, _YIELDS):
+            if overtaken is not None and overtaken.done():
+                break
             if deadline is not None and asyncio.get_running_loop().time() >= deadline:
                 raise TimeoutError
             try:
