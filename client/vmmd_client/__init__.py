@@ -1,10 +1,11 @@
 """The client library of vmmd: connection, VM, transaction.
 
-`connect` is the way in; `sync` has the same names for threads; `errors` draws the tree of what can be raised. What is
-imported from modules of their own: `address_space` (`AddressSpace`) with `regions` and `pc` maps a tree of regions as
-QEMU's, `calls` has the calls of a `Batch`, `testing` a daemon in memory and `local_daemon` a real one for tests,
-`audit` and `replay` read recordings of real VMMs. The library asks a daemon and decides nothing in its place, and of
-vmmd itself it knows the wire contract alone.
+`connect` is the way in; `sync` has the same names for threads; `errors` draws the tree of what can be raised; `calls`
+has the calls of a `Batch`. What is imported from modules of their own: `address_space` keeps a tree of regions, as
+QEMU's, in a VM's slots; `testing` has a daemon in memory and `local_daemon` a real one for tests; `audit` and `replay`
+read recordings of real VMMs. Behind the objects (`connection`, `vm`, `vm_memory`, `vcpu`, `events`) are the rooms
+`slots`, `changes` and `wire`. The library asks a daemon and decides nothing in its place, and of vmmd itself it knows
+the wire contract alone.
 """
 
 from vmmd.api.events import (
@@ -25,12 +26,12 @@ from vmmd.api.events import (
     VmStoppedEvent,
 )
 
-from .address import Address
-from .channel import Batch, Reply
+from .changes.dirty import DirtyBitmap, DirtyPages
+from .changes.dirty_log import DirtyLog
+from .changes.hold import Hold
+from .changes.order import TransactionResult
+from .changes.transaction import Transaction
 from .connection import Client, connect, from_env
-from .dirty import DirtyBitmap, DirtyPages
-from .dirty_log import DirtyLog
-from .draft import Draft
 from .errors import (
     AlreadyExists,
     BadAddress,
@@ -75,19 +76,20 @@ from .errors import (
     VmmdError,
 )
 from .events import AnyEvent, Events, OtherEvent, Place
-from .hold import Hold
-from .http import HttpTransport
-from .memslots import MemFlag, Memslot
-from .order import TransactionResult
 from .outcome import Outcome
-from .plan import Plan
 from .plan_errors import Misaligned, OutOfRange, PlanTooLarge, RangeOverlap, SlotTaken, UnknownSlot
-from .transaction import Transaction
-from .transport import Link, MemoryTransport, Transport
+from .slots.draft import Draft
+from .slots.memslots import MemFlag, Memslot, SlotTable
+from .slots.plan import Plan
 from .turn_errors import NestedTurn, TurnTimeout
 from .vcpu import Vcpu
-from .vm import SlotTable, Vm
-from .websocket import WebSocketTransport
+from .vm import Vm
+from .wire import calls
+from .wire.address import Address
+from .wire.channel import Batch, Reply
+from .wire.http import HttpTransport
+from .wire.transport import Link, MemoryTransport, Transport
+from .wire.websocket import WebSocketTransport
 
 __all__ = [
     "Address",
@@ -181,6 +183,7 @@ __all__ = [
     "VmStoppedEvent",
     "VmmdError",
     "WebSocketTransport",
+    "calls",
     "connect",
     "from_env",
 ]

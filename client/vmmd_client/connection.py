@@ -13,19 +13,19 @@ from typing import Any, Literal, Self
 from vmmd.api.isa import AssembleResult, Line
 from vmmd.api.system import InfoResult, VmInfo
 
-from . import calls
-from .address import Address
-from .calls import BytesLike
-from .channel import DEFAULT_TIMEOUT_S, Batch, Channel
+from .changes.shared_vm import forget_vm
 from .errors import ConnectError, VersionMismatch
 from .events import Events, Place
-from .http import HttpTransport
-from .protocol import Call, T
-from .retry import DEFAULT_ATTEMPTS
-from .shared_vm import forget_vm
-from .transport import Transport
 from .vm import Vm
-from .websocket import WebSocketTransport
+from .wire import calls
+from .wire.address import Address
+from .wire.calls import BytesLike
+from .wire.channel import DEFAULT_TIMEOUT_S, Batch, Channel
+from .wire.http import HttpTransport
+from .wire.protocol import Call, T
+from .wire.retry import DEFAULT_ATTEMPTS
+from .wire.transport import Transport
+from .wire.websocket import WebSocketTransport
 
 KVM_API_VERSION = 12
 """What KVM_GET_API_VERSION has given since 2007; a VMM refuses anything else."""

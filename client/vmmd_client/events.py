@@ -20,8 +20,6 @@ from pydantic import ValidationError
 from vmmd.api.events import EVENT_ADAPTER, Event
 from vmmd.api.types import Count, Result
 
-from . import calls
-from .channel import Channel, Reply
 from .errors import (
     CallTimeout,
     ClientClosed,
@@ -31,8 +29,10 @@ from .errors import (
     ProtocolError,
     UnusableArgument,
 )
-from .transport import Link
-from .waiting import sleep
+from .wire import calls
+from .wire.channel import Channel, Reply
+from .wire.transport import Link
+from .wire.waiting import sleep
 
 RECONNECT_TIMEOUT_S = 30.0
 """For how long a lost connection is tried anew, in seconds, before its error is raised."""

@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from .address_space import AddressSpace
+from .address_space.pc import PAM_SEGMENTS, Pam, PcMemory
+from .address_space.regions import ram
+from .address_space.space import AddressSpace
 from .connection import connect
 from .local_daemon import local_daemon
-from .pc import PAM_SEGMENTS, Pam, PcMemory
-from .regions import ram
 from .vm import Vm
 
 _MIB = 1 << 20

@@ -32,8 +32,8 @@ from . import sync
 from .connection import KVM_API_VERSION, Client
 from .errors import CallTimeout, ConnectError, Disconnected, UnusableArgument
 from .events import read_event
-from .retry import DEFAULT_ATTEMPTS
-from .transport import Link, MemoryTransport
+from .wire.retry import DEFAULT_ATTEMPTS
+from .wire.transport import Link, MemoryTransport
 
 _L = TypeVar("_L", bound="_Subscriber")
 

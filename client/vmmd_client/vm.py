@@ -5,7 +5,6 @@ daemon: a handle that is dropped destroys nothing.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal, Unpack
 
 from vmmd.api.holds import KickResult, ResumeResult
@@ -13,30 +12,17 @@ from vmmd.api.machine import AdvanceResult, ConsoleResult, LoadElfResult
 from vmmd.api.memslots import RegionListResult
 from vmmd.api.vcpus import StatsResult
 
-from . import calls
-from .calls import BytesLike, ChangeOptions, GatedChangeOptions
-from .channel import Channel
-from .dirty_log import DirtyLog
+from .changes.dirty_log import DirtyLog
+from .changes.hold import Hold
+from .changes.shared_vm import forget_vm, shared_vm
+from .changes.transaction import DEFAULT_WAIT_MS, Transaction
 from .events import Events, Place
-from .hold import Hold
-from .memslots import Memslot, SlotMap, with_call
-from .shared_vm import forget_vm, shared_vm
-from .transaction import DEFAULT_WAIT_MS, Transaction
+from .slots.memslots import Memslot, SlotMap, SlotTable, with_call
 from .vcpu import Vcpu
 from .vm_memory import VmMemory
-
-
-@dataclass(frozen=True, slots=True)
-class SlotTable:
-    """A VM's slot table as it stood at one generation.
-
-    Attributes:
-        generation: the table's generation.
-        slots: the memslots by their ids.
-    """
-
-    generation: int
-    slots: SlotMap
+from .wire import calls
+from .wire.calls import BytesLike, ChangeOptions, GatedChangeOptions
+from .wire.channel import Channel
 
 
 class Vm(VmMemory):

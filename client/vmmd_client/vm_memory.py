@@ -5,9 +5,9 @@
 
 from typing import Unpack
 
-from . import calls
-from .calls import BytesLike, GatedChangeOptions, GateOptions
-from .channel import Channel
+from .wire import calls
+from .wire.calls import BytesLike, GatedChangeOptions, GateOptions
+from .wire.channel import Channel
 
 
 class VmMemory:

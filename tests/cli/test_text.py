@@ -10,7 +10,7 @@ from vmmd_client.cli.guest_map import MOST_BOXES, draw
 from vmmd_client.cli.memory import hexdump_lines
 from vmmd_client.cli.numbers import parse_u64
 from vmmd_client.cli.text import ConsoleText, one_line
-from vmmd_client.memslots import Memslot
+from vmmd_client.slots.memslots import Memslot
 
 
 @given(st.text())

@@ -25,12 +25,11 @@ from vmmd_client import (
     Vm,
     VmmdError,
 )
-from vmmd_client.address_space import AddressSpace
-from vmmd_client.flat_view import flatten, slots_of
-from vmmd_client.memslots import SlotMap
+from vmmd_client.address_space import AddressSpace, MemoryRegion, alias, container, ram, reservation, rom, rom_device
+from vmmd_client.address_space.flat_view import flatten, slots_of
 from vmmd_client.pc_demo import show
 from vmmd_client.plan_errors import OutOfRange
-from vmmd_client.regions import MemoryRegion, alias, container, ram, reservation, rom, rom_device
+from vmmd_client.slots.memslots import SlotMap
 
 from .core import Fault, Wire, another_client, core
 

@@ -26,8 +26,8 @@ from vmmd_client import (
     connect,
 )
 from vmmd_client.local_daemon import local_daemon
-from vmmd_client.memslots import Memslot, deletion_of
-from vmmd_client.protocol import Question
+from vmmd_client.slots.memslots import Memslot, deletion_of
+from vmmd_client.wire.protocol import Question
 
 # One daemon serves the whole module; each test has a VM of its own.
 pytestmark = pytest.mark.asyncio(loop_scope="module")

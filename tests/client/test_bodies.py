@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmmd_client import PlanTooLarge, calls
-from vmmd_client.bodies import SMALL, BodySize, Entry, cut, size_of
+from vmmd_client.wire.bodies import SMALL, BodySize, Entry, cut, size_of
 
 HEAD = Entry(calls.kick_all_running_vcpus("1", "hold"))
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-import vmmd_client.http
-import vmmd_client.sync.sockets
-import vmmd_client.sync.websocket
-import vmmd_client.websocket
+import vmmd_client.sync.wire.sockets
+import vmmd_client.sync.wire.websocket
+import vmmd_client.wire.http
+import vmmd_client.wire.websocket
 from vmmd_client import (
     BadVm,
     CallTimeout,
@@ -66,7 +66,7 @@ async def test_a_socket_that_is_not_there_is_a_connect_error(tmp_path: Path, twi
 async def test_a_daemon_that_is_stopped_is_a_timeout_that_asks_whether_it_is(
     tmp_path: Path, twin: str, route: str, monkeypatch: pytest.MonkeyPatch
 ):
-    for module in (vmmd_client.websocket, vmmd_client.sync.websocket):
+    for module in (vmmd_client.wire.websocket, vmmd_client.sync.wire.websocket):
         monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.05)
     with socket.socket(socket.AF_UNIX) as stopped:
         stopped.bind(str(tmp_path / "stopped"))

@@ -21,7 +21,7 @@ from vmmd_client import (
     calls,
     connect,
 )
-from vmmd_client.protocol import Call
+from vmmd_client.wire.protocol import Call
 
 from .fake_daemon import FakeDaemon, RefusedError
 
@@ -206,7 +206,6 @@ def test_objects_show_whose_they_are(package: Any):
 
 
 def test_the_package_names_the_modules_that_are_imported_by_themselves():
-    names = ("address_space", "regions", "pc", "calls", "testing", "local_daemon", "audit", "replay", "errors", "sync")
-    for name in names:
+    for name in ("address_space", "testing", "local_daemon", "audit", "replay", "errors", "sync"):
         assert f"`{name}`" in (vmmd_client.__doc__ or "")
         assert importlib.util.find_spec(f"vmmd_client.{name}") is not None

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmmd_client import DirtyBitmap, DirtyPages
-from vmmd_client.dirty import DirtyView, Unsettled
+from vmmd_client.changes.dirty import DirtyView, Unsettled
 
 PAGE = 4096
 pages = st.integers(0, 300)

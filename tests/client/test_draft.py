@@ -13,9 +13,9 @@ from vmmd_client import (
     SlotTaken,
     UnknownSlot,
 )
-from vmmd_client.draft import GPA_END, MAX_SLOT_PAGES, USERSPACE_END
-from vmmd_client.plan import Create, Delete, Fetch, Move, SetFlags
-from vmmd_client.slot_ids import MAX_SLOTS, SlotIds
+from vmmd_client.slots.draft import GPA_END, MAX_SLOT_PAGES, USERSPACE_END
+from vmmd_client.slots.plan import Create, Delete, Fetch, Move, SetFlags
+from vmmd_client.slots.slot_ids import MAX_SLOTS, SlotIds
 
 PAGE = 4096
 HOST = 0x7000_0000

@@ -1,8 +1,8 @@
 import pytest
 
 from vmmd_client import Client
-from vmmd_client.guest import MAX_PAGES, install
-from vmmd_client.layout import LayoutError
+from vmmd_client.replay.guest import MAX_PAGES, install
+from vmmd_client.replay.layout import LayoutError
 
 from .fake_daemon import FakeDaemon
 

@@ -5,7 +5,7 @@ import pytest
 
 from vmmd_client import Memslot
 from vmmd_client.audit import SlotCall, Update, audit_file, change
-from vmmd_client.layout import PAGE_SIZE, Layout, LayoutError, Relocation, Span
+from vmmd_client.replay.layout import PAGE_SIZE, Layout, LayoutError, Relocation, Span
 
 SHIPPED = Path(__file__).parents[2] / "client" / "vmmd_client" / "data" / "qemu-7.2-pc-boot.strace.gz"
 

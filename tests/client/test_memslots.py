@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmmd_client.memslots import Memslot, any_overlap, cut, deletion_of, with_call
+from vmmd_client.slots.memslots import Memslot, any_overlap, cut, deletion_of, with_call
 
 PAGE = 4096
 

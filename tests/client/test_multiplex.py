@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from vmmd_client import ProtocolError, calls
-from vmmd_client.multiplex import Waiters
-from vmmd_client.protocol import Dialogue, Question
+from vmmd_client.wire.multiplex import Waiters
+from vmmd_client.wire.protocol import Dialogue, Question
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 import pytest
 
 from vmmd_client import MemFlag, Memslot, PlanError
-from vmmd_client.draft import Draft
-from vmmd_client.plan import Create, Delete, Fetch
+from vmmd_client.slots.draft import Draft
+from vmmd_client.slots.plan import Create, Delete, Fetch
 
 LOW = Memslot(0, 0, 0, 0x4000, 0x7000_0000)
 HIGH = Memslot(1, 0, 0x4000, 0x2000, 0x7000_4000)

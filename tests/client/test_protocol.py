@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from vmmd_client import ProtocolError, RpcError, calls
-from vmmd_client.protocol import Dialogue, Success
+from vmmd_client.wire.protocol import Dialogue, Success
 
 
 def reply(*entries: dict[str, Any]) -> bytes:

@@ -3,10 +3,10 @@ import json
 import pytest
 from rich.console import Console
 
-from vmmd_client import report
-from vmmd_client.layout import Span
-from vmmd_client.replay import Tally
-from vmmd_client.timeline import Column, Doing, Picture
+from vmmd_client.replay import report
+from vmmd_client.replay.layout import Span
+from vmmd_client.replay.replay import Tally
+from vmmd_client.replay.timeline import Column, Doing, Picture
 
 PLAIN = Tally(1000, 6000, 321, 45, [900_000, 1_100_000], [], 3_000_000_000, 10_000_000_000)
 ATOMIC = Tally(1005, 6030, 0, 0, [], [40_000] * 98 + [90_000, 700_000], 5_000_000_000, 10_000_000_000)

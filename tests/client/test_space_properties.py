@@ -25,9 +25,8 @@ from vmmd_client import (
     TransportError,
     Vm,
 )
-from vmmd_client.address_space import AddressSpace
-from vmmd_client.flat_view import flatten, slots_of
-from vmmd_client.regions import Kind, MemoryRegion
+from vmmd_client.address_space import AddressSpace, Kind, MemoryRegion
+from vmmd_client.address_space.flat_view import flatten, slots_of
 
 from .core import Fault, Wire, core, fair
 

@@ -22,7 +22,7 @@ from vmmd_client import (
     Vm,
     VmmdError,
 )
-from vmmd_client.slot_ids import MAX_SLOTS
+from vmmd_client.slots.slot_ids import MAX_SLOTS
 
 from .core import Fault, Wire, another_client, core
 

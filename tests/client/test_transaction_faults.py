@@ -20,8 +20,8 @@ from vmmd_client import (
     Vm,
     VmmdError,
 )
-from vmmd_client.commit_held import LOG_PART_PAGES
-from vmmd_client.memslots import Memslot, SlotMap
+from vmmd_client.changes.commit_held import LOG_PART_PAGES
+from vmmd_client.slots.memslots import Memslot, SlotMap
 
 from .core import LIMITS, Fault, Wire, another_client, core
 

@@ -17,7 +17,7 @@ from vmmd_client import (
     connect,
     from_env,
 )
-from vmmd_client.protocol import Dialogue
+from vmmd_client.wire.protocol import Dialogue
 
 from .web_server import Server
 

@@ -25,7 +25,7 @@ from vmmd_client import (
     Vm,
     VmmdError,
 )
-from vmmd_client.sync.waiting import Turn
+from vmmd_client.sync.wire.waiting import Turn
 
 from .core import Fault, Wire, another_client, core
 

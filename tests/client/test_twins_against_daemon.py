@@ -23,10 +23,10 @@ from vmmd_client import (
     RangeOverlap,
     sync,
 )
-from vmmd_client.protocol import Question
-from vmmd_client.regions import container, ram, reservation
+from vmmd_client.address_space import container, ram, reservation
 from vmmd_client.sync.address_space import AddressSpace
 from vmmd_client.sync.local_daemon import local_daemon
+from vmmd_client.wire.protocol import Question
 
 PAGE = 4096
 

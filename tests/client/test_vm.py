@@ -6,7 +6,8 @@ import pytest
 
 from vmmd.api.isa import Line
 from vmmd.api.methods import METHODS
-from vmmd_client import Client, MemFlag, Memslot, SlotTable, Vm, calls, protocol
+from vmmd_client import Client, MemFlag, Memslot, SlotTable, Vm, calls
+from vmmd_client.wire import protocol
 
 from .fake_daemon import FakeDaemon
 

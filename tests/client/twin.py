@@ -19,12 +19,12 @@ SOURCE = Path(__file__).parents[2] / "client" / "vmmd_client"
 TWIN = SOURCE / "sync"
 
 TWINNED = (
-    *("transport", "channel", "connection", "events", "vm_memory", "vm", "vcpu", "transaction", "shared_vm"),
-    *("hold", "play", "dirty_log", "address_space"),
+    *("connection", "events", "vm_memory", "vm", "vcpu", "wire.transport", "wire.channel", "address_space.space"),
+    *("changes.transaction", "changes.hold", "changes.dirty_log", "changes.shared_vm", "changes.play"),
 )
-"""The modules that the twin has a generated copy of."""
+"""The modules that the twin has a generated copy of, in the same rooms."""
 
-BY_HAND = ("http", "websocket", "waiting", "local_daemon")
+BY_HAND = ("wire.http", "wire.websocket", "wire.waiting", "local_daemon")
 """The modules that do I/O or wait: the twin has its own, with the same names in them."""
 
 _NAMES = {
@@ -47,10 +47,15 @@ _ASYNCHRONOUS = (ast.AsyncFunctionDef, ast.AsyncWith, ast.AsyncFor, ast.Await)
 
 @dataclass(frozen=True)
 class Module:
-    """One source module, as its statements."""
+    """One source module, as its statements; its name is that in the package, as "wire.channel"."""
 
     name: str
     text: str
+
+    @property
+    def depth(self) -> int:
+        """How many folders it is below the package, plus one: so many dots lead from its twin to `sync`."""
+        return self.name.count(".") + 1
 
     @cached_property
     def tree(self) -> ast.Module:
@@ -69,15 +74,20 @@ class Module:
         return found
 
 
+def path_of(name: str, below: Path = SOURCE) -> Path:
+    """Give a module's file, of the source or of the twin."""
+    return below.joinpath(*name.split(".")).with_suffix(".py")
+
+
 def read_modules() -> dict[str, Module]:
-    return {name: Module(name, (SOURCE / f"{name}.py").read_text()) for name in TWINNED}
+    return {name: Module(name, path_of(name).read_text()) for name in TWINNED}
 
 
 def asynchronous_names(modules: dict[str, Module]) -> dict[str, set[str]]:
     """Give, of each module, the names that await, or that use what does."""
     definitions = {(module.name, name): node for module in modules.values() for name, node in module.defined().items()}
     coloured = {key for key, node in definitions.items() if any(isinstance(n, _ASYNCHRONOUS) for n in ast.walk(node))}
-    by_hand = {name for module in BY_HAND for name in Module(module, (SOURCE / f"{module}.py").read_text()).defined()}
+    by_hand = {name for module in BY_HAND for name in Module(module, path_of(module).read_text()).defined()}
     while True:
         words = {name for _, name in coloured} | by_hand
         more = {key for key, node in definitions.items() if key not in coloured and _uses(node, words)}
@@ -115,13 +125,15 @@ def twin_of(module: Module, asynchronous: dict[str, set[str]]) -> str:
         elif not _is_text(statement):
             keeps = True
         if isinstance(statement, ast.ImportFrom | ast.If):
-            parts.append(_imports(statement, asynchronous))
+            parts.append(_imports(module, statement, asynchronous))
         elif keeps:
             parts.append(_without_asyncio(text))
     head, rest = parts[0], parts[1:]
-    note = f"\n# Made of ../{module.name}.py by `python -m tests.client.twin`: change that one.\n\n"
-    imports = f"from ..{module.name} import {', '.join(shared)}\n" if shared else ""
-    return _formatted(head + note + imports + "".join(rest), f"client/vmmd_client/sync/{module.name}.py")
+    source = "../" * module.depth + module.name.replace(".", "/") + ".py"
+    note = f"\n# Made of {source} by `python -m tests.client.twin`: change that one.\n\n"
+    imports = f"from {'.' * (module.depth + 1)}{module.name} import {', '.join(shared)}\n" if shared else ""
+    name = path_of(module.name, TWIN).relative_to(SOURCE.parents[1])
+    return _formatted(head + note + imports + "".join(rest), str(name))
 
 
 def _is_text(statement: ast.stmt) -> bool:
@@ -129,23 +141,24 @@ def _is_text(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
-def _imports(statement: ast.ImportFrom | ast.If, asynchronous: dict[str, set[str]]) -> str:
+def _imports(module: Module, statement: ast.ImportFrom | ast.If, asynchronous: dict[str, set[str]]) -> str:
     """Give an import of the package as the twin makes it: its own module for what is asynchronous, else the shared."""
     if isinstance(statement, ast.If):
-        inner = [_imports(node, asynchronous) for node in statement.body if isinstance(node, ast.ImportFrom)]
+        inner = [_imports(module, node, asynchronous) for node in statement.body if isinstance(node, ast.ImportFrom)]
         return f"\nif {ast.unparse(statement.test)}:\n" + "".join(
             "    " + line for i in inner for line in i.splitlines(True)
         )
     if statement.level == 0:
         names = [_NAMES.get(alias.name, alias.name) for alias in statement.names]
         return f"\nfrom {statement.module} import {', '.join(names)}"
-    source = statement.module or ""
+    said = statement.module or ""
+    source = ".".join([*module.name.split(".")[: -statement.level], *([said] if said else [])])
     made = ""
     for alias in statement.names:
-        own = (
-            source in BY_HAND or alias.name in asynchronous.get(source, set()) or (not source and alias.name in TWINNED)
-        )
-        made += f"\nfrom {'.' if own else '..'}{source} import {alias.name}"
+        inside = f"{source}.{alias.name}".lstrip(".")
+        own = source in BY_HAND or alias.name in asynchronous.get(source, set()) or inside in TWINNED
+        place = "." * statement.level + said if own else "." * (module.depth + 1) + source
+        made += f"\nfrom {place} import {alias.name}"
     return made
 
 
@@ -201,7 +214,7 @@ def twin_text(name: str) -> str:
 
 def main() -> None:
     for name in TWINNED:
-        path = TWIN / f"{name}.py"
+        path = path_of(name, TWIN)
         path.write_text(twin_text(name))
         sys.stdout.write(f"{path.relative_to(SOURCE.parents[1])}\n")
 

@@ -14,7 +14,7 @@ from vmmd.kvm.vm import Vm
 from vmmd_client import Client, calls
 from vmmd_client import KvmError as RemoteError
 from vmmd_client import Vm as RemoteVm
-from vmmd_client.protocol import Call
+from vmmd_client.wire.protocol import Call
 
 _PREFIX = "KVM_EXIT_"
 

@@ -7,7 +7,7 @@ did not see end has no end. Times are microseconds of the recording's own clock.
 
 from dataclasses import dataclass
 
-from ..memslots import Memslot
+from ..slots.memslots import Memslot
 
 
 class TraceError(ValueError):

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET  # only written, never parsed
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..memslots import Backing, Memslot, Piece, SlotMap, cut, with_call
+from ..slots.memslots import Backing, Memslot, Piece, SlotMap, cut, with_call
 from .audit import VmFindings
 from .drawing import LABEL_WIDTH, WIDTH, element, label, picture, rect
 from .text import duration, mode, plural, size

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 
-from ..memslots import MemFlag, Memslot
+from ..slots.memslots import MemFlag, Memslot
 from .clock import Clock, microseconds
 from .events import (
     Event,

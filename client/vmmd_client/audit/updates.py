@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..memslots import Memslot
+from ..slots.memslots import Memslot
 from .events import SlotCall
 from .ranges import RangeMap, without
 

@@ -10,7 +10,7 @@ thread nobody knows is taken to belong to the nearest VM's maker with a smaller 
 import bisect
 from dataclasses import dataclass, field
 
-from ..memslots import Memslot
+from ..slots.memslots import Memslot
 from .events import FdClosed, FdMade, ThreadMade
 
 

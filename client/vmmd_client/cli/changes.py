@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
+from ..changes.transaction import DEFAULT_WAIT_MS, Transaction
 from ..connection import Client
 from ..errors import BadAddress, PlanError
-from ..memslots import Memslot
-from ..transaction import DEFAULT_WAIT_MS, Transaction
+from ..slots.memslots import Memslot
 from ..vm import Vm
 from .numbers import NUMBER, SIZE, SLOT, SlotName, vm_argument
 from .screen import Screen

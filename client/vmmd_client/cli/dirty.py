@@ -8,7 +8,7 @@ import click
 
 from ..connection import Client
 from ..errors import NoSuchSlot, PlanError
-from ..memslots import Memslot
+from ..slots.memslots import Memslot
 from ..vm import Vm
 from .numbers import RANGE, SLOT, SlotName, vm_argument
 from .screen import Screen, cell, size, table

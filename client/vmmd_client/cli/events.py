@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ..connection import Client
 from ..events import AnyEvent, OtherEvent, Place
-from ..memslots import Memslot
+from ..slots.memslots import Memslot
 from .numbers import VM, Word, parse_u64
 from .screen import Screen
 from .session import asks

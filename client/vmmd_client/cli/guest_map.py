@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from ..memslots import MemFlag, Memslot
+from ..slots.memslots import MemFlag, Memslot
 from .screen import size
 
 MOST_BOXES = 40

@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..errors import PlanError
-from ..memslots import Memslot, SlotMap
+from ..slots.memslots import Memslot, SlotMap
 from .session import Session, vm_ids
 
 U64_MAX = 2**64 - 1

@@ -18,17 +18,17 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .. import report
 from ..audit.audit import VmFindings
 from ..audit.events import TraceError
 from ..audit.recording import audit_file
 from ..audit.updates import Update
 from ..connection import Client, connect
 from ..errors import TransportError, VmmdError
-from ..layout import LayoutError
 from ..local_daemon import local_daemon
-from ..replay import Mode, Pace, Replay, ReplayError, Score, Tally
-from ..timeline import trace_update
+from ..replay import report
+from ..replay.layout import LayoutError
+from ..replay.replay import Mode, Pace, Replay, ReplayError, Score, Tally
+from ..replay.timeline import trace_update
 from ..vm import Vm
 from .audit import a_number
 from .session import run

@@ -28,10 +28,10 @@ from elftools.elf.elffile import ELFFile
 
 from vmmd.api.system import EndedVcpu
 
-from .. import calls
 from ..connection import Client
 from ..errors import VmmdError
 from ..vm import Vm
+from ..wire import calls
 from .exits import GUEST_DIED, TIME_IS_UP
 from .files import SOURCE, Source
 from .numbers import SIZE

@@ -4,7 +4,7 @@ import click
 from rich.console import Group
 
 from ..connection import Client
-from ..memslots import MemFlag, Memslot
+from ..slots.memslots import MemFlag, Memslot
 from .guest_map import draw
 from .numbers import vm_argument
 from .screen import Screen, size, table

@@ -4,9 +4,9 @@ import click
 
 from vmmd.api.vcpus import StatsResult
 
-from .. import calls
 from ..connection import Client
 from ..errors import BadVm
+from ..wire import calls
 from .numbers import vm_argument
 from .screen import Screen, table
 from .session import asks

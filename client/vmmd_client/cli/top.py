@@ -14,9 +14,9 @@ from rich.live import Live
 from vmmd.api.system import VmInfo
 from vmmd.api.vcpus import StatsResult
 
-from .. import calls
 from ..connection import Client
 from ..errors import BadVm
+from ..wire import calls
 from .screen import Screen, table
 from .session import asks
 

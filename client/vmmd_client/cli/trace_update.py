@@ -9,14 +9,14 @@ from typing import Any
 import click
 from rich.console import RenderableType
 
-from .. import report
 from ..audit.updates import Hole
 from ..connection import Client
 from ..errors import PlanError
-from ..guest import PAGE_SIZE, Guest, install
-from ..memslots import Memslot, deletion_of
-from ..timeline import Picture
-from ..timeline import trace_update as trace
+from ..replay import report
+from ..replay.guest import PAGE_SIZE, Guest, install
+from ..replay.timeline import Picture
+from ..replay.timeline import trace_update as trace
+from ..slots.memslots import Memslot, deletion_of
 from ..vm import Vm
 from .numbers import SLOT, VM, SlotName
 from .screen import Screen, cell, duration, table

@@ -4,10 +4,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..dirty import DirtyBitmap
-from ..order import TransactionResult
-from ..plan import Create, Delete, Fetch, Move, Plan, SetFlags, Step
-from ..transaction import Transaction
+from ..changes.dirty import DirtyBitmap
+from ..changes.order import TransactionResult
+from ..changes.transaction import Transaction
+from ..slots.plan import Create, Delete, Fetch, Move, Plan, SetFlags, Step
 from ..vm import Vm
 from .dirty import page_ranges, range_fields
 from .screen import Screen, cell, duration, size, table

@@ -7,7 +7,7 @@ import click
 from vmmd.api.system import EndedVcpu, VmInfo
 
 from ..connection import Client
-from ..memslots import MemFlag
+from ..slots.memslots import MemFlag
 from .numbers import NUMBER, SIZE, VM, vm_argument
 from .screen import Screen, table
 from .session import asks, asks_if

@@ -1,7 +1,7 @@
 """The synchronous twin: `from vmmd_client.sync import connect`, and the same names without `await`.
 
 Objects, parameters, results and errors are those of `vmmd_client`; `aclose` is `close`. Its modules are made of the
-asynchronous ones (each says so in its first lines), but for `http`, `websocket`, `waiting`
+asynchronous ones (each says so in its first lines), but for `http`, `websocket`, `waiting`, `sockets`
 and `local_daemon`, which block.
 
 A client, and every handle on a VM or a vCPU, may be used by any number of threads at once: by HTTP each call under way
@@ -85,18 +85,18 @@ from .. import (
     VmStartedEvent,
     VmStoppedEvent,
 )
-from ..channel import Reply
-from .channel import Batch
+from ..wire.channel import Reply
+from .changes.dirty_log import DirtyLog
+from .changes.hold import Hold
+from .changes.transaction import Transaction
 from .connection import Client, connect, from_env
-from .dirty_log import DirtyLog
 from .events import Events
-from .hold import Hold
-from .http import HttpTransport
-from .transaction import Transaction
-from .transport import Link, MemoryTransport, Transport
 from .vcpu import Vcpu
 from .vm import Vm
-from .websocket import WebSocketTransport
+from .wire.channel import Batch
+from .wire.http import HttpTransport
+from .wire.transport import Link, MemoryTransport, Transport
+from .wire.websocket import WebSocketTransport
 
 __all__ = [
     "Address",

@@ -15,22 +15,22 @@ from typing import Any, Literal, Self
 from vmmd.api.isa import AssembleResult, Line
 from vmmd.api.system import InfoResult, VmInfo
 
-from .. import calls
-from ..address import Address
-from ..calls import BytesLike
-from ..channel import DEFAULT_TIMEOUT_S
 from ..connection import KVM_API_VERSION
 from ..errors import ConnectError, VersionMismatch
 from ..events import Place
-from ..protocol import Call, T
-from ..retry import DEFAULT_ATTEMPTS
-from .channel import Batch, Channel
+from ..wire import calls
+from ..wire.address import Address
+from ..wire.calls import BytesLike
+from ..wire.channel import DEFAULT_TIMEOUT_S
+from ..wire.protocol import Call, T
+from ..wire.retry import DEFAULT_ATTEMPTS
+from .changes.shared_vm import forget_vm
 from .events import Events
-from .http import HttpTransport
-from .shared_vm import forget_vm
-from .transport import Transport
 from .vm import Vm
-from .websocket import WebSocketTransport
+from .wire.channel import Batch, Channel
+from .wire.http import HttpTransport
+from .wire.transport import Transport
+from .wire.websocket import WebSocketTransport
 
 
 class Kvm:

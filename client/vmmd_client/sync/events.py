@@ -17,8 +17,6 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from .. import calls
-from ..channel import Reply
 from ..errors import (
     CallTimeout,
     ClientClosed,
@@ -29,9 +27,11 @@ from ..errors import (
     UnusableArgument,
 )
 from ..events import RECONNECT_DELAYS_S, RECONNECT_TIMEOUT_S, AnyEvent, Place, _notification, read_event
-from .channel import Channel
-from .transport import Link
-from .waiting import sleep
+from ..wire import calls
+from ..wire.channel import Reply
+from .wire.channel import Channel
+from .wire.transport import Link
+from .wire.waiting import sleep
 
 
 class Events:

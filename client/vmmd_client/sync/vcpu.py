@@ -10,9 +10,9 @@ from typing import Unpack
 
 from vmmd.api.vcpus import RunResult, StatsResult
 
-from .. import calls
-from ..calls import BytesLike, ChangeOptions
-from .channel import Channel
+from ..wire import calls
+from ..wire.calls import BytesLike, ChangeOptions
+from .wire.channel import Channel
 
 
 class Vcpu:

@@ -14,20 +14,19 @@ from vmmd.api.machine import AdvanceResult, ConsoleResult, LoadElfResult
 from vmmd.api.memslots import RegionListResult
 from vmmd.api.vcpus import StatsResult
 
-from .. import calls
-from ..calls import BytesLike, ChangeOptions, GatedChangeOptions
+from ..changes.transaction import DEFAULT_WAIT_MS
 from ..events import Place
-from ..memslots import Memslot, SlotMap, with_call
-from ..transaction import DEFAULT_WAIT_MS
-from ..vm import SlotTable
-from .channel import Channel
-from .dirty_log import DirtyLog
+from ..slots.memslots import Memslot, SlotMap, SlotTable, with_call
+from ..wire import calls
+from ..wire.calls import BytesLike, ChangeOptions, GatedChangeOptions
+from .changes.dirty_log import DirtyLog
+from .changes.hold import Hold
+from .changes.shared_vm import forget_vm, shared_vm
+from .changes.transaction import Transaction
 from .events import Events
-from .hold import Hold
-from .shared_vm import forget_vm, shared_vm
-from .transaction import Transaction
 from .vcpu import Vcpu
 from .vm_memory import VmMemory
+from .wire.channel import Channel
 
 
 class Vm(VmMemory):

@@ -1,0 +1,158 @@
+"""What the resource objects talk through: calls in, values out, over one transport.
+
+A `Channel` sends a call, or a batch, gives each its finite time and turns the outcome into a value or an exception.
+Where a connection fails and `retry` allows it, the question is sent again. It holds no state of any VM, so any number
+of callers may use one at once.
+"""
+
+# Made of ../../wire/channel.py by `python -m tests.client.twin`: change that one.
+
+import math
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from ...errors import TransportError, UnusableArgument, VmmdError
+from ...wire import calls
+from ...wire.channel import DEFAULT_TIMEOUT_S, Reply, _left_s
+from ...wire.protocol import Call, Dialogue, Question, T
+from ...wire.retry import DEFAULT_ATTEMPTS, delays_s, may_repeat
+from .transport import Link, Transport
+from .waiting import sleep
+
+
+class Channel:
+    """Sends calls over a transport."""
+
+    def __init__(
+        self, transport: Transport, *, timeout_s: float = DEFAULT_TIMEOUT_S, attempts: int = DEFAULT_ATTEMPTS
+    ) -> None:
+        """Take the transport, and the time for each call.
+
+        Args:
+            transport: what carries the bytes.
+            timeout_s: how long a call may take, in seconds, beyond its own `deadline_ms`, `wait_ms` or `timeout_ms`.
+            attempts: how often a call is sent at most, where a connection fails and `retry` allows it.
+
+        Raises:
+            UnusableArgument: fewer than one attempt, or a time that is not positive and finite.
+        """
+        if not isinstance(timeout_s, int | float) or not 0 < timeout_s < math.inf:
+            problem = f"a call has a time, in seconds, that is more than 0 and finite, and not {timeout_s!r}"
+            raise UnusableArgument("timeout_s", problem)
+        self._transport = transport
+        self._timeout_s = timeout_s
+        self._attempts = attempts
+        self._delays_s = delays_s(attempts)
+        self.dialogue = Dialogue()
+
+    def send(self, call: Call[T]) -> T:
+        """Send one call and give its value.
+
+        Raises:
+            TransportError: no answer came.
+            ProtocolError: the answer is none.
+            RpcError: the daemon answered with an error.
+        """
+        question = self.dialogue.ask(call)
+        answer = self._exchange(question, self._timeout_s + call.allowed_wait_s)
+        reply = Reply(call)
+        reply.settle(question.outcomes(answer)[0])
+        return reply.result()
+
+    def send_batch(self, batch: Sequence[Reply[Any]]) -> None:
+        """Send the replies' calls as one batch, in one round trip, and settle each reply.
+
+        Raises:
+            TransportError: no answer came.
+            ProtocolError: the answer is none.
+            RpcError: the daemon refused the batch as a whole; nothing of it was executed.
+        """
+        if not batch:
+            return
+        question = self.dialogue.ask_batch([reply.call for reply in batch])
+        timeout_s = self._timeout_s + sum(reply.call.allowed_wait_s for reply in batch)
+        answer = self._exchange(question, timeout_s)
+        for reply, outcome in zip(batch, question.outcomes(answer), strict=True):
+            reply.settle(outcome)
+
+    def _exchange(self, question: Question, timeout_s: float) -> bytes:
+        """Send a question, again where that is safe, and all within the time of one."""
+        deadline = time.monotonic() + timeout_s
+        for delay_s in self._delays_s:
+            try:
+                return self._transport.exchange(question, _left_s(deadline))
+            except TransportError as error:
+                if not may_repeat(question, error) or time.monotonic() + delay_s >= deadline:
+                    raise
+            sleep(delay_s)
+        return self._transport.exchange(question, _left_s(deadline))
+
+    def link(self) -> Link:
+        """Open a WebSocket of one's own to the same daemon; see `Transport.link`."""
+        return self._transport.link()
+
+    @property
+    def transport(self) -> Transport:
+        """What carries the bytes."""
+        return self._transport
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a call may take, in seconds, beyond its own `deadline_ms`, `wait_ms` or `timeout_ms`."""
+        return self._timeout_s
+
+    def with_timeout(self, timeout_s: float) -> "Channel":
+        """Give a channel over the same transport with another time for each call, in seconds."""
+        channel = Channel(self._transport, timeout_s=timeout_s, attempts=self._attempts)
+        # One numbering for all: over a WebSocket an id is all that tells whose an answer is.
+        channel.dialogue = self.dialogue
+        return channel
+
+    def close(self) -> None:
+        """Close the transport; idempotent."""
+        self._transport.close()
+
+
+class Batch:
+    """Calls that go in one round trip, executed in their order: `with vmmd.batch() as batch`.
+
+    The batch is sent when the block ends; an exception in the block sends nothing. Each call's `Reply` then has its
+    result or its error: a call that fails does not keep the later ones from being executed. A batch has one block.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._replies: list[Reply[Any]] = []
+        self._was_entered = False
+        self._is_over = False
+
+    def add(self, call: Call[T]) -> Reply[T]:
+        """Put a call in the batch.
+
+        Raises:
+            VmmdError: the batch's block has ended.
+        """
+        if self._is_over:
+            raise VmmdError("this batch is over; begin another one")
+        reply = Reply(call)
+        self._replies.append(reply)
+        return reply
+
+    def call(self, method: str, /, **params: Any) -> Reply[Any]:
+        """Put a call of any method in the batch, with parameters in JSON's types; its result is JSON as it came."""
+        return self.add(calls.raw(method, params))
+
+    def __enter__(self) -> Self:
+        if self._was_entered:
+            raise VmmdError("this batch has been entered before; begin another one")
+        self._was_entered = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_over = True
+        if error is None:
+            self._channel.send_batch(self._replies)
