@@ -52,14 +52,21 @@ from .errors import (
     KickTimeout,
     KvmError,
     LogsInRings,
+    Misaligned,
     NeedsWebSocket,
+    NestedTurn,
     NoSuchSlot,
+    Outcome,
     OutOfMemory,
+    OutOfRange,
     PlanError,
+    PlanTooLarge,
     ProtocolError,
+    RangeOverlap,
     RpcError,
     ShuttingDown,
     SlotOverlap,
+    SlotTaken,
     StaleGeneration,
     TooBig,
     TooManyCalls,
@@ -67,7 +74,9 @@ from .errors import (
     TransactionRefused,
     TransactionUnsettled,
     TransportError,
+    TurnTimeout,
     UnknownMethod,
+    UnknownSlot,
     UnsendableParam,
     Unsupported,
     UnusableArgument,
@@ -76,12 +85,9 @@ from .errors import (
     VmmdError,
 )
 from .events import AnyEvent, Events, OtherEvent, Place
-from .outcome import Outcome
-from .plan_errors import Misaligned, OutOfRange, PlanTooLarge, RangeOverlap, SlotTaken, UnknownSlot
 from .slots.draft import Draft
 from .slots.memslots import MemFlag, Memslot, SlotTable
 from .slots.plan import Plan
-from .turn_errors import NestedTurn, TurnTimeout
 from .vcpu import Vcpu
 from .vm import Vm
 from .wire import calls

@@ -27,8 +27,8 @@ from vmmd_client import (
 )
 from vmmd_client.address_space import AddressSpace, MemoryRegion, alias, container, ram, reservation, rom, rom_device
 from vmmd_client.address_space.flat_view import flatten, slots_of
+from vmmd_client.errors import OutOfRange
 from vmmd_client.pc_demo import show
-from vmmd_client.plan_errors import OutOfRange
 from vmmd_client.slots.memslots import SlotMap
 
 from .core import Fault, Wire, another_client, core

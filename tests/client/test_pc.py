@@ -14,7 +14,7 @@ from vmmd_client.address_space.flat_view import FlatView, flatten, lay_out
 from vmmd_client.address_space.pc import PAM_SEGMENTS, Pam, PcMemory
 from vmmd_client.audit.recording import audit_file
 from vmmd_client.audit.updates import change as make_change
-from vmmd_client.plan_errors import OutOfRange
+from vmmd_client.errors import OutOfRange
 from vmmd_client.slots.draft import Draft
 from vmmd_client.slots.memslots import MemFlag, Memslot, SlotMap
 from vmmd_client.slots.plan import Create, Delete, Plan

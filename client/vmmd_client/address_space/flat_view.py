@@ -11,8 +11,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
-from ..errors import PlanError
-from ..plan_errors import Misaligned, OutOfRange, RangeOverlap
+from ..errors import Misaligned, OutOfRange, PlanError, RangeOverlap
 from ..slots.draft import GPA_END, MAX_SLOT_PAGES, PAGE_SIZE, Draft
 from ..slots.memslots import MemFlag, Memslot, SlotMap, first_shared
 from .regions import BACKED, Kind, MemoryRegion

@@ -11,7 +11,7 @@ since it asks the RAM and not the alias.
 
 import enum
 
-from ..plan_errors import OutOfRange
+from ..errors import OutOfRange
 from ..slots.draft import GPA_END
 from .regions import MemoryRegion, alias, container, ram, reservation, rom
 

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import PlanError
-from ..plan_errors import Misaligned, OutOfRange
+from ..errors import Misaligned, OutOfRange, PlanError
 from ..slots.draft import PAGE_SIZE, USERSPACE_END, is_integer
 
 

@@ -15,8 +15,7 @@ Pure, without I/O: see `script`.
 
 import enum
 
-from ..errors import BadVm, HoldFailed, TransactionRefused, TransactionUnsettled, VmmdError
-from ..outcome import Outcome
+from ..errors import BadVm, HoldFailed, Outcome, TransactionRefused, TransactionUnsettled, VmmdError
 from ..wire import calls
 from ..wire.bodies import SMALL, BodySize, size_of
 from .commit_calls import check, commit_by_calls, commit_by_list, list_entry

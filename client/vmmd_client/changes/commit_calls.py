@@ -4,8 +4,7 @@ from typing import NoReturn
 
 from vmmd.api.memslots import RegionListResult, RegionsResult
 
-from ..errors import RpcError, TooBig, TransactionUnsettled, VmmdError
-from ..plan_errors import PlanTooLarge
+from ..errors import PlanTooLarge, RpcError, TooBig, TransactionUnsettled, VmmdError
 from ..slots.memslots import Memslot, SlotMap, deletion_of
 from ..slots.plan import Change
 from ..wire import calls

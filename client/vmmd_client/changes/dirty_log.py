@@ -9,7 +9,7 @@ The view is for VMs that log in bitmaps. With dirty rings there is no log to fet
 the rings, by slot and page, and transactions carry none.
 """
 
-from ..plan_errors import OutOfRange
+from ..errors import OutOfRange
 from ..slots.draft import GPA_END, is_integer
 from ..wire.channel import Channel
 from .dirty import DirtyPages, DirtyView

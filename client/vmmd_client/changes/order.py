@@ -2,8 +2,16 @@
 
 from dataclasses import dataclass, replace
 
-from ..errors import BadVm, HoldConflict, KickTimeout, RpcError, StaleGeneration, TransactionRefused, VmmdError
-from ..plan_errors import OutOfRange
+from ..errors import (
+    BadVm,
+    HoldConflict,
+    KickTimeout,
+    OutOfRange,
+    RpcError,
+    StaleGeneration,
+    TransactionRefused,
+    VmmdError,
+)
 from ..slots.plan import Plan
 from .dirty import DirtyBitmap
 

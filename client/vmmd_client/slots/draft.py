@@ -9,8 +9,7 @@ import itertools
 from dataclasses import replace
 from types import MappingProxyType
 
-from ..errors import PlanError
-from ..plan_errors import Misaligned, OutOfRange, RangeOverlap, SlotTaken, UnknownSlot
+from ..errors import Misaligned, OutOfRange, PlanError, RangeOverlap, SlotTaken, UnknownSlot
 from .memslots import MemFlag, Memslot, SlotMap
 from .plan import Plan, plan_between
 from .slot_ids import MAX_SLOTS, SlotIds

@@ -6,7 +6,7 @@ A VMM that only counts upwards runs out of ids after as many changes as KVM has 
 import heapq
 from collections.abc import Iterable
 
-from ..plan_errors import SlotTaken
+from ..errors import SlotTaken
 
 MAX_SLOTS = 32_764
 """How many memslots a VM can have (KVM_CAP_NR_MEMSLOTS); the ids are those below."""

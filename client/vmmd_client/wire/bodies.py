@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..plan_errors import PlanTooLarge
+from ..errors import PlanTooLarge
 from .protocol import Call
 
 # JSON-RPC's envelope around the parameters of a request with its `request_id`, and any result that is no bitmap.

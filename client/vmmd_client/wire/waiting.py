@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..turn_errors import NestedTurn, TurnTimeout
+from ..errors import NestedTurn, TurnTimeout
 
 # The event loop alone does not keep a task alive: here are those that go on when whoever started them was cancelled.
 _going_on: set[asyncio.Future[Any]] = set()

@@ -14,7 +14,7 @@ the rings, by slot and page, and transactions carry none.
 from ...changes.dirty import DirtyPages, DirtyView
 from ...changes.dirty_fetch import Question, fetch
 from ...changes.order import check_wait_ms
-from ...plan_errors import OutOfRange
+from ...errors import OutOfRange
 from ...slots.draft import GPA_END, is_integer
 from ..wire.channel import Channel
 from .play import play

@@ -7,8 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ...errors import VmmdError
-from ...turn_errors import NestedTurn, TurnTimeout
+from ...errors import NestedTurn, TurnTimeout, VmmdError
 
 
 class Turn:

@@ -1,8 +1,10 @@
-"""What is wrong with a transaction that cannot be meant: the branch of `PlanError` in the tree that `errors` draws."""
+"""What cannot be meant, so that nothing was sent: the branch of `PlanError`."""
 
-# ruff: noqa: N818 -- the names say what happened; "Error" behind each of them would say it twice.
+from .root import VmmdError
 
-from .errors import PlanError
+
+class PlanError(VmmdError):
+    """A transaction that cannot be meant: an unknown slot, a merge of slots that do not touch. Nothing was sent."""
 
 
 class UnknownSlot(PlanError):
@@ -72,3 +74,45 @@ class OutOfRange(PlanError):
 
 class PlanTooLarge(PlanError):
     """A transaction goes into no body that the daemon takes. Nothing was sent."""
+
+
+class NestedTurn(PlanError):
+    """A transaction, hold, update or fetch inside another block of the same VM could only wait for itself.
+
+    Nothing was sent.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} is inside another block of the same VM, which would have to end first: end that block before, or "
+            "make the change a part of it; inside `vm.hold() as hold` it is hold.transaction()"
+        )
+
+
+class TurnTimeout(PlanError):
+    """Others of this client had the VM's turn for too long. Nothing was sent.
+
+    Attributes:
+        wait_s: how long was waited, in seconds.
+    """
+
+    def __init__(self, what: str, wait_s: float) -> None:
+        super().__init__(
+            f"{what} waited {wait_s:g} s for the blocks of other tasks of this client on the same VM; "
+            "keep those short, or give it more time: vm.with_timeout(timeout_s)"
+        )
+        self.wait_s = wait_s
+
+
+class UnsendableParam(PlanError):
+    """A parameter of a call that cannot be sent: text where bytes are wanted, bytes for text, NaN. Nothing was sent.
+
+    Attributes:
+        method: the method.
+        parameter: the parameter's name.
+    """
+
+    def __init__(self, method: str, parameter: str, problem: str) -> None:
+        super().__init__(f"{method}: the parameter {parameter} cannot be sent: {problem}")
+        self.method = method
+        self.parameter = parameter

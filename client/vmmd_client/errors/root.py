@@ -1,0 +1,40 @@
+"""The root of the tree, what became of a transaction, and arguments of the library's own."""
+
+import enum
+
+
+class Outcome(enum.Enum):
+    """What became of a transaction that ended with an error."""
+
+    NOTHING_DONE = "the map is as it was"
+    PART_DONE = "steps before the one that the error names stand"
+    UNKNOWN = "it could not be learned: read the map anew"
+
+
+class VmmdError(Exception):
+    """Whatever goes wrong in the client library, or in the daemon that it talks to.
+
+    Attributes:
+        outcome: what became of the transaction that ended with it; None where it was another call, or the VM is gone.
+    """
+
+    outcome: Outcome | None = None
+
+
+class UnusableArgument(VmmdError, ValueError):
+    """An argument of the library itself that cannot be meant, as a time of no length. Nothing was sent.
+
+    Attributes:
+        argument: the argument's name.
+    """
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(f"{argument}: {problem}")
+        self.argument = argument
+
+
+class UnusableToken(UnusableArgument):
+    """A token that no HTTP header can hold: empty, or with a control character as a newline at its end."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("token", problem)
