@@ -1,18 +1,64 @@
-"""Half-open ranges with a value each, apart from one another: what an update's calls have covered so far.
+"""Half-open ranges, apart from one another: what an update's calls have covered so far.
 
-Neighbours of equal value are kept as one, so that what is put in over and over costs no more than once. Looking a
-range up takes the logarithm of how many there are; it holds no memory map and knows no calls.
+`Ranges` is a set of addresses; neighbours are kept as one, so that what is put in over and over costs no more than
+once. `RangeMap` has a value for each range, and keeps neighbours of equal value as one. Looking a range up takes the
+logarithm of how many there are; nothing here holds a memory map or knows calls.
 """
 
-import bisect
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 _V = TypeVar("_V")
 
 
+class Ranges:
+    """Ranges in ascending order, none overlapping or touching another."""
+
+    __slots__ = ("_ends", "_starts")
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+
+    def __len__(self) -> int:
+        """Tell how many ranges there are."""
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Give begin and end of each."""
+        return zip(self._starts, self._ends, strict=True)
+
+    def overlaps(self, low: int, high: int) -> bool:
+        """Tell whether any range has an address in [low, high)."""
+        at = bisect_right(self._ends, low)
+        return at < len(self._starts) and self._starts[at] < high
+
+    def gaps(self, low: int, high: int) -> list[tuple[int, int]]:
+        """Give the parts of [low, high) that no range covers."""
+        found = []
+        at = bisect_right(self._ends, low)
+        while at < len(self._starts) and self._starts[at] < high:
+            if low < self._starts[at]:
+                found.append((low, self._starts[at]))
+            low = self._ends[at]
+            at += 1
+        if low < high:
+            found.append((low, high))
+        return found
+
+    def put(self, low: int, high: int) -> None:
+        """Cover [low, high)."""
+        # Ranges that only touch this one are taken along and become one with it.
+        first, last = bisect_left(self._ends, low), bisect_right(self._starts, high)
+        if first < last:
+            low, high = min(low, self._starts[first]), max(high, self._ends[last - 1])
+        self._starts[first:last] = (low,)
+        self._ends[first:last] = (high,)
+
+
 class RangeMap(Generic[_V]):
-    """Ranges in ascending order, none overlapping another."""
+    """Ranges with a value each, in ascending order, none overlapping another."""
 
     __slots__ = ("_ends", "_starts", "_values")
 
@@ -29,33 +75,26 @@ class RangeMap(Generic[_V]):
         """Give begin, end and value of each."""
         return zip(self._starts, self._ends, self._values, strict=True)
 
-    def overlaps(self, low: int, high: int) -> bool:
-        """Tell whether any range has an address in [low, high)."""
-        at = bisect.bisect_right(self._ends, low)
-        return at < len(self._starts) and self._starts[at] < high
-
-    def gaps(self, low: int, high: int) -> Iterator[tuple[int, int]]:
-        """Give the parts of [low, high) that no range covers."""
-        at = bisect.bisect_right(self._ends, low)
-        while at < len(self._starts) and self._starts[at] < high:
-            if low < self._starts[at]:
-                yield low, self._starts[at]
-            low = self._ends[at]
-            at += 1
+    def put(self, low: int, high: int, value: _V) -> list[tuple[int, int]]:
+        """Give the parts of [low, high) that no range covers this value, and name them; what is covered stays."""
+        first, last = bisect_left(self._ends, low), bisect_right(self._starts, high)
+        gaps, parts = [], []
+        for at in range(first, last):
+            begin, end = self._starts[at], self._ends[at]
+            if low < begin:
+                gaps.append((low, begin))
+                parts.append((low, begin, value))
+            parts.append((begin, end, self._values[at]))
+            low = end
         if low < high:
-            yield low, high
-
-    def put(self, low: int, high: int, value: _V) -> None:
-        """Give the parts of [low, high) that no range covers this value; what is covered stays as it is."""
-        # Ranges that only touch this one are taken along, so that they can become one with it.
-        first, last = bisect.bisect_left(self._ends, low), bisect.bisect_right(self._starts, high)
-        there = list(zip(self._starts[first:last], self._ends[first:last], self._values[first:last], strict=True))
-        there += [(begin, end, value) for begin, end in list(self.gaps(low, high))]
-        self._splice(first, last, sorted(there, key=lambda part: part[0]))
+            gaps.append((low, high))
+            parts.append((low, high, value))
+        self._splice(first, last, parts)
+        return gaps
 
     def take(self, low: int, high: int) -> list[tuple[int, int, _V]]:
         """Take what lies in [low, high) out, and give it."""
-        first, last = bisect.bisect_right(self._ends, low), bisect.bisect_left(self._starts, high)
+        first, last = bisect_right(self._ends, low), bisect_left(self._starts, high)
         taken, left = [], []
         for at in range(first, last):
             begin, end, value = self._starts[at], self._ends[at], self._values[at]
@@ -69,10 +108,12 @@ class RangeMap(Generic[_V]):
         return taken
 
     def _splice(self, first: int, last: int, parts: list[tuple[int, int, _V]]) -> None:
-        joined: list[tuple[int, int, _V]] = []
-        for begin, end, value in parts:
-            if joined and joined[-1][1] == begin and joined[-1][2] == value:
-                joined[-1] = (joined[-1][0], end, value)
+        """Put parts, in ascending order, in the place of some ranges, and make neighbours of equal value one."""
+        joined = parts[:1]
+        for begin, end, value in parts[1:]:
+            before = joined[-1]
+            if before[1] == begin and before[2] == value:
+                joined[-1] = (before[0], end, value)
             else:
                 joined.append((begin, end, value))
         self._starts[first:last] = [part[0] for part in joined]
@@ -80,8 +121,7 @@ class RangeMap(Generic[_V]):
         self._values[first:last] = [part[2] for part in joined]
 
 
-def without(one: tuple[int, int], other: tuple[int, int]) -> Iterator[tuple[int, int]]:
+def without(one: tuple[int, int], other: tuple[int, int]) -> list[tuple[int, int]]:
     """Give what of the first range is not in the second: none, one or two parts."""
-    for low, high in ((one[0], min(one[1], other[0])), (max(one[0], other[1]), one[1])):
-        if low < high:
-            yield low, high
+    parts = ((one[0], min(one[1], other[0])), (max(one[0], other[1]), one[1]))
+    return [part for part in parts if part[0] < part[1]]

@@ -5,13 +5,14 @@ touched cannot become a hole, so only the changes are looked at and never the wh
 bits of a slot's id) are maps of their own: a range of one never fills a hole in another.
 """
 
+import heapq
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..slots.memslots import Memslot
 from .events import SlotCall
-from .ranges import RangeMap, without
+from .ranges import RangeMap, Ranges, without
 
 MOST_HOLES = 10_000
 """How many holes an update has at most, those that stood open longest; the others are dropped."""
@@ -90,25 +91,27 @@ class _Ground:
     """What an update's calls did to one address space.
 
     Attributes:
-        misses_memory: whether a range was taken away and has not been given back once.
         needs_hold: whether a deleted range overlaps an added one.
+        misses_memory: whether a range was taken away and has not been given back once.
         is_missing: whether a range that had memory before has none.
     """
 
+    __slots__ = ("_given", "_holes", "_missed_bytes", "_missing", "_new", "_returned", "_taken", "_touched", "needs_hold")
+
     def __init__(self) -> None:
         self.needs_hold = False
-        self._taken: RangeMap[None] = RangeMap()
-        self._given: RangeMap[None] = RangeMap()
-        self._touched: RangeMap[None] = RangeMap()
-        self._new: RangeMap[None] = RangeMap()
-        self._returned: RangeMap[None] = RangeMap()
-        self._missed: RangeMap[None] = RangeMap()
+        self._taken = Ranges()
+        self._given = Ranges()
+        self._touched = Ranges()
+        self._new = Ranges()
+        self._returned = Ranges()
         self._missing: RangeMap[tuple[int, int]] = RangeMap()
+        self._missed_bytes = 0
         self._holes: list[tuple[int, int, int, int, int, int]] = []
 
     @property
     def misses_memory(self) -> bool:
-        return bool(self._missed)
+        return self._missed_bytes > 0
 
     @property
     def is_missing(self) -> bool:
@@ -116,46 +119,51 @@ class _Ground:
 
     def take(self, low: int, high: int, beside: Memslot | None, opened: tuple[int, int]) -> None:
         """Take memory away with a call that began then; what it gives in the same place was never missing."""
-        self._taken.put(low, high, None)
-        self.needs_hold = self.needs_hold or self._given.overlaps(low, high)
+        if not self.needs_hold:
+            self._taken.put(low, high)
+            self.needs_hold = self._given.overlaps(low, high)
         for begin, end in _without(low, high, beside):
-            self._touched.put(begin, end, None)
-            for gap in self._returned.gaps(begin, end):
-                self._missed.put(*gap, None)
-            self._missing.put(begin, end, opened)
+            self._touched.put(begin, end)
+            for part in self._missing.put(begin, end, opened):
+                self._missed_bytes += self._never_returned(*part)
 
     def give(self, low: int, high: int, beside: Memslot | None, filled: tuple[int, int]) -> None:
         """Give memory with a call that was answered then."""
-        self._given.put(low, high, None)
-        self.needs_hold = self.needs_hold or self._taken.overlaps(low, high)
+        if not self.needs_hold:
+            self._given.put(low, high)
+            self.needs_hold = self._taken.overlaps(low, high)
         for begin, end in _without(low, high, beside):
-            for gap in list(self._touched.gaps(begin, end)):
-                self._new.put(*gap, None)
-            self._touched.put(begin, end, None)
+            for gap in self._touched.gaps(begin, end):
+                self._new.put(*gap)
+            self._touched.put(begin, end)
             self.fill(begin, end, filled)
 
     def fill(self, low: int, high: int, filled: tuple[int, int]) -> bool:
         """End the holes in a range that has memory again; tells whether there was one."""
-        self._missed.take(low, high)
         ended = self._missing.take(low, high)
         for begin, end, (opened_by, begin_us) in ended:
-            self._returned.put(begin, end, None)
+            self._missed_bytes -= self._never_returned(begin, end)
+            self._returned.put(begin, end)
             self._holes.append((filled[1] - begin_us, begin, end, opened_by, filled[0], begin_us))
         return bool(ended)
 
+    def _never_returned(self, low: int, high: int) -> int:
+        return sum(end - begin for begin, end in self._returned.gaps(low, high))
+
     def holes(self, address_space: int) -> Iterator[Hole]:
         """Give the holes in ranges that had memory before and have some now, the longest first."""
-        left_out: RangeMap[None] = RangeMap()
-        for ranges in (self._new, self._missing):
-            for low, high, _ in ranges:
-                left_out.put(low, high, None)
+        left_out = Ranges()
+        for low, high in self._new:
+            left_out.put(low, high)
+        for low, high, _ in self._missing:
+            left_out.put(low, high)
         for open_us, low, high, opened_by, filled_by, begin_us in sorted(self._holes, key=lambda hole: -hole[0]):
             for begin, end in left_out.gaps(low, high):
                 yield Hole(begin, end - begin, opened_by, filled_by, open_us, address_space, begin_us)
 
 
-def _without(low: int, high: int, beside: Memslot | None) -> Iterator[tuple[int, int]]:
-    return iter([(low, high)]) if beside is None else without((low, high), (beside.guest_phys_addr, beside.end))
+def _without(low: int, high: int, beside: Memslot | None) -> list[tuple[int, int]]:
+    return [(low, high)] if beside is None else without((low, high), (beside.guest_phys_addr, beside.end))
 
 
 @dataclass(slots=True, eq=False)
@@ -223,23 +231,28 @@ class Update:
 
     def add(self, step: Change, *, keep: bool = True) -> None:
         """Add a call, and keep what it did unless the recording is too long for that."""
+        call, removed, added = step.call, step.removed, step.added
         if not self.calls:
-            self.begin_us, self.line = step.call.begin_us, step.call.line
-        for slot, beside in ((step.removed, step.added), (step.added, step.removed)):
-            if slot is not None:
-                ground = self._grounds.setdefault(slot.address_space, _Ground())
-                if slot is step.removed:
-                    opened = self.calls, step.call.begin_us
-                    ground.take(slot.guest_phys_addr, slot.end, _same_space(slot, beside), opened)
-                else:
-                    filled = self.calls, step.call.answered_us
-                    ground.give(slot.guest_phys_addr, slot.end, _same_space(slot, beside), filled)
+            self.begin_us, self.line = call.begin_us, call.line
+        if removed is not None:
+            self.deletes += added is None
+            opened = self.calls, call.begin_us
+            self._ground(removed).take(removed.guest_phys_addr, removed.end, added, opened)
+        if added is not None:
+            self.creates += removed is None
+            filled = self.calls, call.answered_us
+            self._ground(added).give(added.guest_phys_addr, added.end, removed, filled)
         if keep:
             self.changes.append(step)
-        self.end_us = step.call.answered_us
+        self.end_us = call.answered_us
         self.calls += 1
-        self.deletes += step.removed is not None and step.added is None
-        self.creates += step.added is not None and step.removed is None
+
+    def _ground(self, slot: Memslot) -> _Ground:
+        space = slot.address_space
+        ground = self._grounds.get(space)
+        if ground is None:
+            ground = self._grounds[space] = _Ground()
+        return ground
 
     def carry(self, step: Change) -> bool:
         """Take a call of the next update: tell whether it ended a hole, which is then this update's."""
@@ -254,12 +267,15 @@ class Update:
     def close(self) -> None:
         """Work out what all of its calls together come to; nothing may be added any more."""
         self.needs_hold = any(ground.needs_hold for ground in self._grounds.values())
-        grounds = sorted(self._grounds.items())
-        found = itertools.chain.from_iterable(ground.holes(space) for space, ground in grounds)
+        found = heapq.merge(*(ground.holes(space) for space, ground in self._grounds.items()), key=_longest_first)
         holes = itertools.islice(found, MOST_HOLES)
-        self.holes = tuple(sorted(holes, key=lambda hole: (hole.address_space, hole.guest_phys_addr, hole.opened_by)))
-        self._grounds = {}
+        self.holes = tuple(sorted(holes, key=_place_of_hole))
+        self._grounds.clear()
 
 
-def _same_space(slot: Memslot, beside: Memslot | None) -> Memslot | None:
-    return beside if beside is not None and beside.address_space == slot.address_space else None
+def _longest_first(hole: Hole) -> int:
+    return -hole.open_us
+
+
+def _place_of_hole(hole: Hole) -> tuple[int, int, int]:
+    return hole.address_space, hole.guest_phys_addr, hole.opened_by
