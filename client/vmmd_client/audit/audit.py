@@ -221,7 +221,9 @@ class Audit:
             self._leave(run.thread, run.begin_us)
         stay = Stay(run.thread, self._event, run=run)
         self._inside[run.thread] = run, vm, stay
-        self._runs.setdefault(vm, StayLog()).add(stay, self._growing.needed_since)
+        if vm not in self._runs:
+            self._runs[vm] = StayLog()
+        self._runs[vm].add(stay, self._growing.needed_since)
         if vm is not None:
             vcpu = vm.vcpus.get(run.vcpu_fd) if run.vcpu is None else run.vcpu
             if vcpu is not None:
@@ -240,7 +242,10 @@ class Audit:
         run, vm, stay = self._inside.pop(thread)
         stay.ended = self._event
         if vm is not None and not run.never_started:
-            self._findings_of(vm).lanes.setdefault(thread, Lane()).add(run.begin_us, end_us)
+            lanes = self._findings_of(vm).lanes
+            if thread not in lanes:
+                lanes[thread] = Lane()
+            lanes[thread].add(run.begin_us, end_us)
 
     def _fd_made(self, event: FdMade) -> None:
         self._now_us = event.at_us
@@ -281,7 +286,8 @@ class Audit:
 
     def _let_old_ones_go(self) -> None:
         """Close the updates to which nothing can come any more."""
-        for growing in self._growing.older(self._now_us - max(OPEN_GAP_US, self._gap_us)):
+        last_us = self._now_us - max(OPEN_GAP_US, self._gap_us)
+        while (growing := self._growing.oldest_before(last_us)) is not None:
             self._close(growing)
 
     def _carry_or_close(self, growing: Growing) -> None:
@@ -314,6 +320,8 @@ class Audit:
 
     def _settle(self, update: Update, runs: Sequence[Run]) -> None:
         """Write down who was inside; only now is it known which runs ended in EAGAIN."""
+        if not runs:
+            return
         stays = [
             (run.thread, run.begin_us, run.begin_us if run.end_us is None else run.end_us)
             for run in runs

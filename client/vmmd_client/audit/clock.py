@@ -6,13 +6,14 @@ refused: updates last less than a millisecond.
 """
 
 _DAY_US = 24 * 3600 * 1_000_000
+_DIGITS = 6
 _EPOCH_SECONDS = 100_000_000
 """Seconds since 1970 are above it, and no recording's distance between two lines is."""
 
 
 def microseconds(fraction: str) -> int:
     """Give the microseconds of a fraction's digits, of which there may be three (ms) to nine (ns)."""
-    return int(fraction[:6].ljust(6, "0"))
+    return int(fraction if len(fraction) == _DIGITS else fraction[:_DIGITS].ljust(_DIGITS, "0"))
 
 
 class Clock:

@@ -4,7 +4,7 @@ Nothing here looks at all of them: a recording may have thousands of threads and
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from .stays import FOR_EVER
 from .updates import Update
@@ -67,12 +67,18 @@ class GrowingUpdates:
 
     def current(self, thread: int, vm: Vm) -> Growing | None:
         """Give the update to which a call of a thread may still belong."""
-        own = self._of_thread.get(thread, {}).get(vm, ())
+        own = self._of(thread, vm)
         return own[-1] if own and not own[-1].has_ended else None
 
-    def carried(self, thread: int, vm: Vm) -> list[Growing]:
+    def carried(self, thread: int, vm: Vm) -> Sequence[Growing]:
         """Give the ended updates of a thread that wait for the end of a hole."""
-        return [growing for growing in self._of_thread.get(thread, {}).get(vm, ()) if growing.has_ended]
+        own = self._of(thread, vm)
+        return [growing for growing in own if growing.has_ended] if own and own[0].has_ended else ()
+
+    def _of(self, thread: int, vm: Vm) -> Sequence[Growing]:
+        """Give those of a thread and a VM in the order of their begin: the ended ones, then the one that has not."""
+        vms = self._of_thread.get(thread)
+        return () if vms is None else vms.get(vm, ())
 
     def add(self, growing: Growing) -> None:
         """Take a new one."""
@@ -116,13 +122,10 @@ class GrowingUpdates:
         """Give all of a VM."""
         return [growing for thread in self._threads_of.get(vm, ()) for growing in self._of_thread[thread][vm]]
 
-    def older(self, last_us: int) -> Iterator[Growing]:
-        """Give those, the oldest first, whose last call ended before a time; each has to be let go of at once."""
-        while self._idle:
-            oldest = next(iter(self._idle))
-            if oldest.update.end_us >= last_us:
-                return
-            yield oldest
+    def oldest_before(self, last_us: int) -> Growing | None:
+        """Give the one whose last call ended first, if that was before a time; None where none did."""
+        oldest = next(iter(self._idle), None)
+        return oldest if oldest is not None and oldest.update.end_us < last_us else None
 
     def everyone(self) -> list[Growing]:
         """Give all."""

@@ -96,7 +96,17 @@ class _Ground:
         is_missing: whether a range that had memory before has none.
     """
 
-    __slots__ = ("_given", "_holes", "_missed_bytes", "_missing", "_new", "_returned", "_taken", "_touched", "needs_hold")
+    __slots__ = (
+        "_given",
+        "_holes",
+        "_missed_bytes",
+        "_missing",
+        "_new",
+        "_returned",
+        "_taken",
+        "_touched",
+        "needs_hold",
+    )
 
     def __init__(self) -> None:
         self.needs_hold = False
@@ -148,7 +158,8 @@ class _Ground:
         return bool(ended)
 
     def _never_returned(self, low: int, high: int) -> int:
-        return sum(end - begin for begin, end in self._returned.gaps(low, high))
+        gaps = self._returned.gaps(low, high) if self._returned else [(low, high)]
+        return sum([end - begin for begin, end in gaps])
 
     def holes(self, address_space: int) -> Iterator[Hole]:
         """Give the holes in ranges that had memory before and have some now, the longest first."""

@@ -1,6 +1,7 @@
 """`vmmctl audit`: which windows a VMM left open while it changed its guest's memory map, from a recording."""
 
 import contextlib
+import gc
 import math
 import os
 import sys
@@ -77,7 +78,7 @@ def audit(  # noqa: PLR0913, PLR0917  # one parameter for each option of the com
     """
     if tracepoints is not None and len(traces) > 1:
         raise click.UsageError("--tracepoints belongs to one TRACE, and there are several")
-    with _no_verdict_by_accident():
+    with _no_verdict_by_accident(), _no_search_for_cycles():
         audits = list(_read(traces, tracepoints, round(gap_ms * 1_000)))
         as_json = as_json or bool(click.get_current_context().find_root().params.get("as_json"))
         _show(audits, every=every, as_json=as_json)
@@ -101,6 +102,18 @@ def _no_verdict_by_accident() -> Iterator[None]:
     except Exception:
         traceback.print_exc()
         raise _UnreadableError("this is a failure of vmmctl itself; please report it with the lines above") from None
+
+
+@contextlib.contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Keep Python's collector off: an audit keeps much and makes no cycles, and it would look for some in all of it."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _read(traces: tuple[str, ...], tracepoints: str | None, gap_us: int) -> Iterator[Audited]:
