@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vmmd_client.audit import TraceError, TracepointReader, audit_file
-from vmmd_client.audit.events import Event, GuestMode, RunBegins, RunEnds, SlotCallEnds, Woken
+from vmmd_client.audit.events import Event, GuestMode, RunBegins, RunEnds, SlotCallBegins, SlotCallEnds, Woken
 from vmmd_client.audit.text import notes
 
 DATA = Path(__file__).parent / "data"
@@ -48,6 +48,14 @@ def test_tracers_show_who_was_inside_and_that_there_were_slot_calls(
             GuestMode(4201, 1_842_570_412, False),
         ),
         (
+            "    qemu-kvm-1637698 [019] 758186.750321: kvm_entry:            vcpu 0, rip 0x4028b7",
+            GuestMode(1637698, 758_186_750_321, True),
+        ),
+        (
+            "    qemu-system-4521  [004] d..1.  1842.570590: kvm_vcpu_wakeup:      poll time 176841 ns, polling valid",
+            Woken(4521, 1_842_570_590, 176),
+        ),
+        (
             "    fc_vcpu 0-2779478 [076] .... 1820822.384342: kvm_vcpu_wakeup: wait time 91252 ns, polling valid",
             Woken(2779478, 1_820_822_384_342, 91),
         ),
@@ -61,18 +69,42 @@ def test_each_tracers_form_of_a_tracepoint_is_read(line: str, event: Event) -> N
     assert events(line) == [event]
 
 
-def test_the_system_call_tracepoints_give_runs_and_slot_calls_by_their_numbers() -> None:
+@pytest.mark.parametrize(("entering", "leaving"), [(" ", " "), (" " * 6, " " * 7)], ids=["perf", "trace-cmd"])
+def test_the_system_call_tracepoints_give_runs_and_slot_calls_by_their_numbers(entering: str, leaving: str) -> None:
     seen = events(
-        "  vcpu-77  [001] .....  10.000001: sys_enter_ioctl: fd: 0x0000000b, cmd: 0x0000ae80, arg: 0x00000000",
-        "  main-70  [000] .....  10.000002: sys_enter_ioctl: fd: 0x00000008, cmd: 0x4020ae46, arg: 0x7ffd0000",
-        "  main-70  [000] .....  10.000003: sys_exit_ioctl: 0x0",
-        "  vcpu-77  [001] .....  10.000004: sys_exit_ioctl: 0xfffffffffffffffc",
+        f"  vcpu-77  [001] .....  10.000001: sys_enter_ioctl:{entering}fd: 0x0000000b, cmd: 0x0000ae80, arg: 0x0",
+        f"  main-70  [000] .....  10.000002: sys_enter_ioctl:{entering}fd: 0x00000008, cmd: 0x4020ae46, arg: 0x7ffd00",
+        f"  main-70  [000] .....  10.000003: sys_exit_ioctl:{leaving}0x0",
+        f"  vcpu-77  [001] .....  10.000004: sys_exit_ioctl:{leaving}0xfffffffffffffffc",
     )
     assert isinstance(seen[0], RunBegins)
     (call,) = [event.call for event in seen if isinstance(event, SlotCallEnds)]
     (run,) = [event.run for event in seen if isinstance(event, RunEnds)]
     assert (call.vm_fd, call.region, call.errno) == (8, None, None)
     assert (run.vcpu_fd, run.errno, run.end_us) == (11, "EINTR", 10_000_004)
+
+
+@pytest.mark.parametrize(
+    "printed", ["(0xae, 0x49, 0xa0)", "(WRITE, 0xae, 0x49, 0xa0)", "(_IOC_WRITE, 0xae, 0x49, 0xa0)"]
+)
+def test_a_slot_call_that_perf_has_no_name_for_is_one(printed: str) -> None:
+    (begins, ends) = events(f"    42.614 ( 0.016 ms): vmm/67 ioctl(fd: 12, cmd: {printed}, arg: 0x7f82) = 0")
+    assert isinstance(begins, SlotCallBegins)
+    assert isinstance(ends, SlotCallEnds)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "  main-70  [000] .....  10.000002: sys_enter_ioctl:      fd: 0x0000",
+        "  main-70  [000] .....  10.000002: sys_exit_ioctl:",
+        "    42.614 ( 0.016 ms): vmm/67 ioctl(fd: 12, cm",
+    ],
+)
+def test_an_ioctl_that_is_cut_off_is_counted(line: str) -> None:
+    reader = TracepointReader()
+    assert list(reader.read([line])) == []
+    assert reader.unread_lines == 1
 
 
 def test_a_line_of_a_tracepoint_that_cannot_be_read_is_counted() -> None:

@@ -34,6 +34,12 @@ def test_an_update_stays_open_while_what_it_took_away_was_never_given_back() -> 
     assert len(updates(given_back)) == 3
 
 
+def test_what_was_made_before_it_was_deleted_has_not_been_given_back() -> None:
+    create, delete = slot(1.0, 0, 0, 8192), slot(1.001, 0, 0, 0)
+    (update,) = updates([create, delete, run(1.04), slot(1.05, 0, 0, 4096)])
+    assert (update.calls, update.needs_hold, update.vcpus_inside) == (3, True, (11,))
+
+
 def test_two_threads_and_two_vms_have_updates_of_their_own() -> None:
     assert len(updates([slot(1.0, 0, 0, 4096), slot(1.001, 1, 8192, 4096, thread=12)])) == 2
     found, _ = findings([slot(1.0, 0, 0, 4096), slot(1.001, 0, 0, 4096, fd=20)])

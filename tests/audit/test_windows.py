@@ -46,6 +46,14 @@ def test_a_hole_that_the_next_update_ends_is_the_first_ones_and_exposes_it() -> 
     assert (found[0].vcpus_inside, found[0].exposed, found[1].exposed) == ((11,), True, False)
 
 
+def test_a_hole_of_which_a_part_was_new_is_carried_for_the_part_that_was_not() -> None:
+    larger = [slot(1.0001 + n / 1e4, 0, 0, n % 2 * 0xC000) for n in range(5)]
+    late = [run(1.003, tail=UNFINISHED), slot(1.0085, 0, 0, 0xC000), resumed(1.02)]
+    found = updates([MADE[0], *larger, *late])[-2:]
+    assert found[0].holes[-1] == Hole(0, 0x8000, 4, 5, 8_000)
+    assert found[0].vcpus_inside == (11,)
+
+
 def test_a_vcpu_that_comes_after_a_carried_hole_was_not_inside() -> None:
     found = updates([*MADE, *TWICE, slot(1.0085, 0, 0, 0x8000), run(1.01, tail=UNFINISHED), resumed(1.02)])
     assert [update.vcpus_inside for update in found] == [(), (), ()]

@@ -78,6 +78,11 @@ class RangeMap(Generic[_V]):
     def put(self, low: int, high: int, value: _V) -> list[tuple[int, int]]:
         """Give the parts of [low, high) that no range covers this value, and name them; what is covered stays."""
         first, last = bisect_left(self._ends, low), bisect_right(self._starts, high)
+        if first == last:
+            self._starts.insert(first, low)
+            self._ends.insert(first, high)
+            self._values.insert(first, value)
+            return [(low, high)]
         gaps, parts = [], []
         for at in range(first, last):
             begin, end = self._starts[at], self._ends[at]

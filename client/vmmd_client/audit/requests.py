@@ -1,7 +1,8 @@
 """KVM's ioctl requests: the names that recorders print, and the numbers that they print where they know no name.
 
 A number stands as it is (`strace -X raw`, the kernel's tracepoints), with its name in a comment (`-X verbose`), or
-taken apart (`_IOC(_IOC_WRITE, 0xae, 0x46, 0x20)`, a strace that is older than the request). The numbers are those of
+taken apart (`_IOC(_IOC_WRITE, 0xae, 0x46, 0x20)`, a strace that is older than the request; `(0xae, 0x49, 0xa0)`, a
+perf that is). The numbers are those of
 Linux's uapi, _IO, _IOW, _IOR and _IOWR of KVMIO 0xae; their sizes say nothing more, so the type and the number decide.
 """
 
@@ -26,7 +27,7 @@ _NAMES = {
     0xC7: "KVM_RESET_DIRTY_RINGS",
 }
 
-_TAKEN_APART = re.compile(r"_IO[CRW]*\((?:[\w|]{1,40}, )?(0x[0-9a-f]{1,8}), (0x[0-9a-f]{1,8})\b")
+_TAKEN_APART = re.compile(r"(?:_IO[CRW]*)?\((?:[A-Z_|]{1,40}, )?(0x[0-9a-f]{1,8}), (0x[0-9a-f]{1,8})\b")
 
 
 @lru_cache(maxsize=4096)
@@ -34,9 +35,9 @@ def name_of(printed: str) -> str:
     """Give the name of a request as it was printed; what is not KVM's, or is a KVM request without a name here, stays.
 
     Args:
-        printed: "KVM_RUN", "0xae80" or "_IOC(_IOC_NONE, 0xae, 0x80, 0)".
+        printed: "KVM_RUN", "0xae80", "_IOC(_IOC_NONE, 0xae, 0x80, 0)" or "(0xae, 0x80, 0)".
     """
-    if printed.startswith("_IO"):
+    if printed.startswith(("_IO", "(")):
         match = _TAKEN_APART.match(printed)
         return printed if match is None else _name(int(match[1], 16), int(match[2], 16), printed)
     if printed.startswith("0x"):

@@ -20,17 +20,20 @@ from .strace import MOST_OF_A_LINE, tracepoint
 _PERF_TRACE = re.compile(
     r"\s*(\d{1,12})\.(\d{3}) (?:\( {0,8}(?:(\d{1,9})\.(\d{3}) ms)?\s*\): )?(.{0,40}?)/(\d{1,9})\s+(?=\S)"
 )
-_PERF_IOCTL = re.compile(r"ioctl\(fd: (\d{1,9})(?:<[^>]*>)?, cmd: (\w+)")
+# It leaves out a file descriptor that is 0.
+_PERF_IOCTL = re.compile(r"ioctl\((?:fd: (\d{1,9})(?:<[^>]*>)?, )?cmd: (\w+|\([^)]{1,80}\))")
 _PERF_RESULT = re.compile(r"\)\s+= (-?\d{1,18})(?: (E\w+))?")
 # perf script: "comm tid [cpu] 22435.691115: kvm:kvm_entry: vcpu 0"; trace-cmd: "comm-tid [001] d..1. 18.4: …".
 _EVENT = re.compile(
     r"\s*.{0,40}?[ -](\d{1,9})(?:/\d{1,9})?\s+(?:\(\s*[\d-]+\)\s+)?\[\d+\]\s+"
     r"(?:[\w.#]{1,8}\s+)?(\d{1,12})\.(\d{6,9}):\s+(?=\S)"
 )
+# trace-cmd pads names with spaces, perf and ftrace do not.
 _ENTER = re.compile(
-    r"(?:syscalls:)?sys_(?:enter_)?ioctl(?:: |\()fd: (?:0x)?([0-9a-f]{1,16}), cmd: (?:0x)?([0-9a-f]{1,16})"
+    r"(?:syscalls:)?sys_(?:enter_)?ioctl(?::\s+|\()fd: (?:0x)?([0-9a-f]{1,16}), cmd: (?:0x)?([0-9a-f]{1,16})"
 )
-_EXIT = re.compile(r"(?:syscalls:)?sys_(?:exit_)?ioctl(?:: | -> )(?:0x)?([0-9a-f]{1,16})\b")
+_EXIT = re.compile(r"(?:syscalls:)?sys_(?:exit_)?ioctl(?::\s+| -> )(?:0x)?([0-9a-f]{1,16})\b")
+_CALL = re.compile(r"(?:syscalls:)?sys_(?:enter_|exit_)?ioctl\b")
 
 
 class TracepointReader:
@@ -78,9 +81,10 @@ class TracepointReader:
         if rest.startswith("... [continued]: ioctl("):
             return () if result is None else self._end(thread, end_us, int(result[1]), result[2])
         if (ioctl := _PERF_IOCTL.match(rest)) is None:
+            self.unread_lines += rest.startswith("ioctl(")
             return ()
         self.ioctls += 1
-        events = self._begin(thread, at_us, ioctl[2], int(ioctl[1]))
+        events = self._begin(thread, at_us, ioctl[2], int(ioctl[1] or 0))
         if result is None:
             return events
         return [*events, *self._end(thread, end_us, int(result[1]), result[2])]
@@ -95,6 +99,7 @@ class TracepointReader:
             value = int(end[1], 16)
             value -= (value >> 63) << 64
             return self._end(thread, at_us, value, errno_names.errorcode.get(-value) if value < 0 else None)
+        self.unread_lines += _CALL.match(rest) is not None
         return ()
 
     def _tracepoint(self, thread: int, at_us: int, rest: str) -> Iterable[Event]:

@@ -125,7 +125,7 @@ class _Ground:
 
     @property
     def is_missing(self) -> bool:
-        return any(not self._new.overlaps(low, high) for low, high, _ in self._missing)
+        return any(self._new.gaps(low, high) for low, high, _ in self._missing)
 
     def take(self, low: int, high: int, beside: Memslot | None, opened: tuple[int, int]) -> None:
         """Take memory away with a call that began then; what it gives in the same place was never missing."""
