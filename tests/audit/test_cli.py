@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import subprocess
@@ -34,6 +35,11 @@ def test_the_exit_status_tells_clean_from_exposed_from_unreadable(tmp_path: Path
     assert refused.exit_code == 2
     assert "bad holds no ioctl" in refused.stderr
     assert "1 was exposed" in refused.stdout
+
+
+def test_pythons_collector_works_again_after_an_audit() -> None:
+    assert asked(LIVES).exit_code == 0
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -108,8 +108,10 @@ class RangeMap(Generic[_V]):
                 left.append((begin, low, value))
             if high < end:
                 left.append((high, end, value))
-        if taken:
+        if left:
             self._splice(first, last, left)
+        else:
+            del self._starts[first:last], self._ends[first:last], self._values[first:last]
         return taken
 
     def _splice(self, first: int, last: int, parts: list[tuple[int, int, _V]]) -> None:

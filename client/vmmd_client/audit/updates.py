@@ -9,6 +9,7 @@ import heapq
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ..slots.memslots import Memslot
 from .events import SlotCall
@@ -18,8 +19,7 @@ MOST_HOLES = 10_000
 """How many holes an update has at most, those that stood open longest; the others are dropped."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What one call of an update did.
 
     Attributes:
@@ -158,8 +158,9 @@ class _Ground:
         return bool(ended)
 
     def _never_returned(self, low: int, high: int) -> int:
-        gaps = self._returned.gaps(low, high) if self._returned else [(low, high)]
-        return sum([end - begin for begin, end in gaps])
+        if not self._returned:
+            return high - low
+        return sum(end - begin for begin, end in self._returned.gaps(low, high))
 
     def holes(self, address_space: int) -> Iterator[Hole]:
         """Give the holes in ranges that had memory before and have some now, the longest first."""
