@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import vmmd_client
 from vmmd_client.audit import StraceReader, Update, audit
 from vmmd_client.audit.audit import Findings
 
 RECORDINGS = Path(__file__).parent.parent / "client" / "data"
-SHIPPED = Path(__file__).parents[2] / "client" / "vmmd_client" / "data" / "qemu-7.2-pc-boot.strace.gz"
+SHIPPED = Path(vmmd_client.__file__).parent / "data" / "qemu-7.2-pc-boot.strace.gz"
 
 
 def slot(

@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 
+import vmmd_client
 from vmmd_client import Memslot
 from vmmd_client.audit import SlotCall, Update, audit_file, change
 from vmmd_client.replay.layout import PAGE_SIZE, Layout, LayoutError, Relocation, Span
 
-SHIPPED = Path(__file__).parents[2] / "client" / "vmmd_client" / "data" / "qemu-7.2-pc-boot.strace.gz"
+SHIPPED = Path(vmmd_client.__file__).parent / "data" / "qemu-7.2-pc-boot.strace.gz"
 
 
 def shipped_updates() -> list[Update]:

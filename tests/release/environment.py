@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.release.distribution import ROOT, VERSION
 
+_SHIPPED = "from importlib.resources import files; print(files('vmmd_client') / 'data' / 'qemu-7.2-pc-boot.strace.gz')"
 _SECRETIVE = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VMMD_URL", "VMMD_TOKEN")
 
 
@@ -61,8 +62,12 @@ class Environment:
         command = [self.program("python"), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
         subprocess.run(command, check=True, timeout=900, cwd=self.folder)
 
-    def run(self, name: str, *arguments: str, timeout_s: float = 180) -> str:
-        """Run a command of this environment in the empty directory, and give what it wrote to its standard output."""
+    def run(self, name: str, *arguments: str, status: int = 0, timeout_s: float = 180) -> str:
+        """Run a command of this environment in the empty directory, and give what it wrote to its standard output.
+
+        Raises:
+            AssertionError: It ended with another status than it has to; the message holds all that it wrote.
+        """
         done = subprocess.run(
             [self.program(name), *arguments],
             cwd=self.folder / "work",
@@ -72,7 +77,7 @@ class Environment:
             timeout=timeout_s,
             check=False,
         )
-        if done.returncode:
+        if done.returncode != status:
             raise AssertionError(
                 f"{name} {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
             )
@@ -80,7 +85,7 @@ class Environment:
 
 
 def use(environment: Environment) -> None:
-    """Do what somebody does first who has installed the wheel: ask the version, run the demo, serve, ask, stop."""
+    """Do what somebody does first who has installed the wheel: run the demo, audit a recording, serve, ask, stop."""
     for program in ("vmmd", "vmmctl"):
         assert VERSION in environment.run(program, "--version")
     where = environment.run("python", "-c", "import vmmd, vmmd_client; print(vmmd.__file__, vmmd_client.__file__)")
@@ -88,6 +93,11 @@ def use(environment: Environment) -> None:
     result = json.loads(environment.run("vmmctl", "demo", "--updates", "20", "--json").splitlines()[-1])
     assert result["plain"]["stray_exits"] > 0
     assert (result["atomic"]["stray_exits"], result["atomic"]["wrong_values"]) == (0, 0)
+    recording = environment.run("python", "-c", _SHIPPED).strip()
+    # Status 1: something was exposed.
+    audited = json.loads(environment.run("vmmctl", "audit", "--json", "--html", "audit.html", recording, status=1))
+    assert audited["summary"]["exposed"] == 2, audited["summary"]
+    assert (environment.folder / "work" / "audit.html").stat().st_size > 10_000
     daemon = subprocess.Popen(
         [environment.program("vmmd"), "serve"],
         cwd=environment.folder / "work",
