@@ -1,8 +1,11 @@
-"""The main job, small: a daemon process, a recorded memory map, four vCPUs, both ways."""
+"""The main job, small: a daemon process, a recorded memory map, four vCPUs, both ways; README.md shows its end."""
 
 import json
+import re
 import subprocess
 import sys
+
+from tests.docs.fences import ROOT, fences_of
 
 LAST_LINE_FIELDS = {
     "updates": None,
@@ -33,3 +36,13 @@ def test_plain_updates_are_noticed_and_atomic_ones_are_not():
     text = "\n".join(lines[:-1])
     for words in ("plain: 100 of 100 updates", "atomic: 100 of 100 updates", "stray exits", "vCPU 3", "resume"):
         assert words in text
+    (shown,) = [
+        fence.text for fence in fences_of(ROOT / "README.md") if "tests/e2e/test_demo.py" in fence.marks.values()
+    ]
+    title = shown.splitlines()[0]
+    assert without_figures(f"{title}{done.stdout.partition(title)[2]}") == without_figures(shown)
+
+
+def without_figures(text: str) -> list[str]:
+    """Give the lines of a table without its numbers, and without the spaces and rules that are as wide as they."""
+    return [re.sub(r"[ ━─]+", " ", re.sub(r"\d[\d,.]*", "N", line)).strip() for line in text.splitlines()]
