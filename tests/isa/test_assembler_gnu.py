@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.isa.test_assembler_encodings import ENCODINGS, ORIGIN
+from tests.isa.words import ARCHITECTURE
 from vmmd.isa.assembler import assemble
 from vmmd.isa.assembler.pseudo import PSEUDO
 from vmmd.isa.csrs import CSR_NUMBERS
@@ -20,7 +21,6 @@ from vmmd.isa.encoding import REGISTERS, Format
 from vmmd.isa.instructions import INSTRUCTIONS
 
 TOOLS = "riscv64-unknown-elf-"
-ARCHITECTURE = "-march=rv64ima_zicsr_zifencei"
 
 pytestmark = pytest.mark.skipif(
     shutil.which(f"{TOOLS}as") is None,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.isa.words import some_word
+from tests.isa.words import ARCHITECTURE, some_word
 from vmmd.isa.disassemble import disassemble
 from vmmd.isa.encoding import Format
 from vmmd.isa.instructions import INSTRUCTIONS
@@ -34,7 +34,7 @@ WITHOUT_I = {
 
 def by_gnu(words: list[int], folder: Path) -> list[str]:
     (folder / "words.s").write_text("".join(f".insn {word:#010x}\n" for word in words))
-    subprocess.run([f"{TOOLS}as", "-march=rv64ima_zicsr_zifencei", "-o", "words.o", "words.s"], cwd=folder, check=True)
+    subprocess.run([f"{TOOLS}as", ARCHITECTURE, "-o", "words.o", "words.s"], cwd=folder, check=True)
     done = subprocess.run(
         [f"{TOOLS}objdump", "-d", f"--adjust-vma={ORIGIN:#x}", "words.o"],
         cwd=folder,

@@ -6,6 +6,9 @@ from vmmd.isa.csrs import CSR_NUMBERS
 from vmmd.isa.encoding import CSR_AT, RD_AT, RS1_AT, RS2_AT, Format
 from vmmd.isa.instructions import Instruction
 
+ARCHITECTURE = "-march=rv64ima_zicsr_zifencei"
+"""What GNU as has to know to know every instruction of the table."""
+
 
 def some_word(row: Instruction, chance: random.Random) -> int:
     """Return a word of `row` with random operands; every other register is x0 or ra, whose words have shorter names."""
