@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import time
 
-from tests.container.engine import attempt, default_image, has_image, run
+from tests.container.engine import BUILD_TIMEOUT_S, ROOT, attempt, default_image, has_image, run
 from tests.container.project import Project, wait_for
+from tests.docs.fences import fences_of
 
 _ENTRY = "import pathlib; from vmmd.isa.native import Native; print(Native(pathlib.Path('/var/cache/vmmd')).made_anew)"
 
@@ -61,6 +63,7 @@ def attack_surface(project: Project) -> str:
         assert 0 < host["Memory"] <= 2 << 30, service
         assert 0 < host["PidsLimit"] <= 256, service
         assert 0 < host["NanoCpus"] <= 2_000_000_000, service
+        assert host["LogConfig"]["Config"].keys() == {"max-size", "max-file"}, service
         assert known["Config"]["User"] == "65532:65532", service
     status = project.execute("cat", "/proc/1/status")
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
@@ -82,11 +85,18 @@ def cold_start(project: Project) -> str:
     return "the compiled engine's object comes with the image"
 
 
+def _prometheus() -> str:
+    return os.environ.get("PROMETHEUS_IMAGE") or default_image("PROMETHEUS_IMAGE")
+
+
+def _has_prometheus() -> bool:
+    return has_image(_prometheus())
+
+
 def metrics(project: Project) -> str:
     """Prometheus, where there is an image of it, finds the daemon and may ask it."""
-    image = os.environ.get("PROMETHEUS_IMAGE") or default_image("PROMETHEUS_IMAGE")
-    if not has_image(image):
-        return f"LEFT OUT: Prometheus beside the daemon; the engine has no {image}, and cannot get it"
+    if not _has_prometheus():
+        return f"LEFT OUT: Prometheus beside the daemon; the engine has no {_prometheus()}, and cannot get it"
     project("--profile", "metrics", "up", "--detach", "prometheus")
 
     def is_scraped() -> bool:
@@ -134,6 +144,24 @@ def stop(project: Project) -> str:
     return f"stopped in {seconds:.1f} s with exit code 0"
 
 
+def documented(project: Project) -> str:
+    """The commands that README.md shows, in their order; the last of them leaves nothing."""
+    (fence,) = [fence for fence in fences_of(ROOT / "README.md") if "docker compose" in fence.text]
+    shown = [shlex.split(line, comments=True)[2:] for line in fence.text.splitlines()]
+    assert "down" in shown[-1], shown
+    for words in shown:
+        if "metrics" in words and "up" in words and not _has_prometheus():
+            continue
+        # Nobody watches here, and there is no terminal.
+        added = {"up": ["--detach"], "exec": ["-T"]}
+        (command,) = [word for word in words if word in {"up", "exec", "down"}]
+        at = words.index(command) + 1
+        project(*words[:at], *added.get(command, []), *words[at:], timeout_s=BUILD_TIMEOUT_S)
+    left = project.left()
+    assert not left, left
+    return f"README.md's {len(shown)} commands do what it says, and leave nothing"
+
+
 def run_all(container: str) -> str:
     """Give what a container wrote, on both streams."""
     logs = subprocess.run(["docker", "logs", container], capture_output=True, text=True, timeout=60, check=True)
@@ -166,6 +194,7 @@ LOOKS = (
     restart,
     killed,
     stop,
+    documented,
     image_alone,
 )
 """In this order: each finds what the one before has left."""

@@ -93,6 +93,13 @@ def test_links_lead_to_files_and_headings_that_are_there(name: str) -> None:
             assert anchor in _anchors(there), target
 
 
+@pytest.mark.parametrize("name", names(with_runs=False))
+def test_every_make_target_that_is_named_is_there(name: str) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / name).read_text(), re.MULTILINE)
+    assert [target for target in named if f"\n{target}: " not in makefile] == []
+
+
 def test_every_document_can_be_found_from_the_index() -> None:
     index = ROOT / "docs" / "README.md"
     linked = {(index.parent / target.partition("#")[0]).resolve() for target in _LINK.findall(index.read_text())}
