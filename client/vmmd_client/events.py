@@ -8,7 +8,6 @@ A checker of types tells them apart by `isinstance`, and by `type`: behind `even
 `HoldExpiredEvent`.
 """
 
-import json
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from .errors import (
 )
 from .wire import calls
 from .wire.channel import Channel, Reply
+from .wire.protocol import notification
 from .wire.transport import Link
 from .wire.waiting import sleep
 
@@ -177,7 +177,7 @@ class Events:
             await link.send(question.body)
             deadline = time.monotonic() + self._channel.timeout_s
             # Events may come before the answer to the subscription that they come by.
-            while _notification(message := await link.receive(max(deadline - time.monotonic(), 0))) is not None:
+            while notification(message := await link.receive(max(deadline - time.monotonic(), 0))) is not None:
                 self._take(message)
             reply.settle(question.outcomes(message)[0])
             standing = reply.result()
@@ -221,25 +221,16 @@ class Events:
 
     def _take(self, message: bytes) -> None:
         """Keep the event that a message is."""
-        notification = _notification(message)
-        if notification is None:
+        told = notification(message)
+        if told is None:
             raise ProtocolError(f"a message on a subscription is no notification; it begins with {message[:60]!r}")
-        if notification["method"] == "event":
+        if told["method"] == "event":
             try:
-                self._came.append(read_event(notification.get("params")))
+                self._came.append(read_event(told.get("params")))
             except ValidationError as error:
                 problems = error.errors(include_url=False)[:3]
                 doubt = "is the daemon of another version?"
                 raise ProtocolError(f"an event has another shape ({doubt}): {problems}") from None
-
-
-def _notification(message: bytes) -> dict[str, Any] | None:
-    """Read a notification; None where the message is an answer, or none of JSON-RPC's."""
-    try:
-        read = json.loads(message)
-    except ValueError:
-        return None
-    return read if isinstance(read, dict) and isinstance(read.get("method"), str) else None
 
 
 def read_event(params: Any) -> AnyEvent:

@@ -98,6 +98,7 @@ class MemoryDaemon:
     def __init__(self) -> None:
         self.calls: list[RecordedCall] = []
         self._answers: dict[str, Callable[[Params], Any]] = {}
+        self._progress: dict[str, tuple[tuple[int, int], ...]] = {}
         self._faults: list[_Injected] = []
         self._round_trips = 0
         self._done: dict[str, Any] = {}
@@ -126,6 +127,10 @@ class MemoryDaemon:
             raise Refusal(code, message, **data)
 
         self._answers[method] = refusing
+
+    def tell_progress(self, method: str, *told: tuple[int, int]) -> None:
+        """Tell how far a method is, (done, total) one after another, before each answer to who wants to be told."""
+        self._progress[method] = told
 
     def inject(self, fault: Fault, *, method: str | None = None, skip: int = 0) -> None:
         """Have a round trip fail, once.
@@ -251,7 +256,14 @@ class MemoryDaemon:
             self._done[request_id] = result
         return {**head, "result": result}
 
-    # Subscriptions.
+    # Links.
+
+    def told_of(self, asked: Mapping[str, Any]) -> list[bytes]:
+        """Give the notifications that come before the answer to a call on a link."""
+        told = self._progress.get(asked["method"], ())
+        head = {"jsonrpc": "2.0", "method": "progress"}
+        words = ({"id": asked["id"], "done": done, "total": total} for done, total in told)
+        return [json.dumps({**head, "params": word}).encode() for word in words]
 
     def subscribed(self, asked: Mapping[str, Any]) -> tuple[Params, list[Params]]:
         """Take note of a subscription; give its result, and the events that come with it."""
@@ -289,7 +301,7 @@ class _Injected:
 
 
 class _Subscriber:
-    """The daemon's half of a link: it answers the subscription, and hands events on. None is the connection's end."""
+    """The daemon's half of a link: it answers calls, and hands events on. None is the connection's end."""
 
     def __init__(self, daemon: MemoryDaemon) -> None:
         self._daemon = daemon
@@ -305,9 +317,18 @@ class _Subscriber:
         if self._subscribed and (event["type"] == "gap" or self._vm in {None, event["vm"]}):
             self.came(json.dumps({"jsonrpc": "2.0", "method": "event", "params": event}).encode())
 
-    def subscribe(self, body: bytes) -> None:
-        """Answer the subscription, and hand on what it asks for of the past."""
+    def take(self, body: bytes) -> None:
+        """Answer a call, behind what is told of it."""
         asked = json.loads(body)
+        if asked["method"] == "events.subscribe":
+            self._subscribe(asked)
+            return
+        answer = self._daemon.exchange(body)
+        for message in (*self._daemon.told_of(asked), answer):
+            self.came(message)
+
+    def _subscribe(self, asked: Mapping[str, Any]) -> None:
+        """Answer the subscription, and hand on what it asks for of the past."""
         standing, past = self._daemon.subscribed(asked)
         self._vm, self._subscribed = asked["params"].get("vm"), True
         self.came(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": standing}).encode())
@@ -326,7 +347,7 @@ class _Link(_Subscriber):
         self._messages.put_nowait(message)
 
     async def send(self, body: bytes) -> None:
-        self.subscribe(body)
+        self.take(body)
 
     async def receive(self, timeout_s: float | None) -> bytes:
         try:
@@ -350,7 +371,7 @@ class _SyncLink(_Subscriber):
         self._messages.put_nowait(message)
 
     def send(self, body: bytes) -> None:
-        self.subscribe(body)
+        self.take(body)
 
     def receive(self, timeout_s: float | None) -> bytes:
         try:

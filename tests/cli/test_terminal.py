@@ -84,6 +84,19 @@ def test_top_draws_itself_anew_until_ctrl_c_and_leaves_the_terminal_as_it_was(ct
     assert b"Traceback" not in rest
 
 
+def test_an_advance_shows_how_far_it_is_and_ctrl_c_ends_it(ctl: Ctl) -> None:
+    made = ctl.json("vm", "create", "--cooperative", "--memory", "4K", "--vcpus", "1")["vm"]
+    ctl.text("memory", "write", made, "0", "--hex", "6f000000")
+    with terminal(ctl, "vm", "advance", made, str(1 << 40)) as shown:
+        shown.read_until(b"advancing", times=3)
+        shown.process.send_signal(signal.SIGINT)
+        rest = shown.rest()
+        assert shown.process.returncode == 130
+    assert b"\x1b[?25h" in rest, "the cursor stays hidden"
+    assert b"Traceback" not in rest
+    ctl.text("vm", "destroy", made)
+
+
 @pytest.mark.parametrize(("options", "seen"), [((), b"\\x1b[31mred"), (("--raw",), b"\x1b[31mred")])
 def test_a_guests_escapes_reach_it_only_with_raw(
     ctl: Ctl, tmp_path: Path, options: tuple[str, ...], seen: bytes

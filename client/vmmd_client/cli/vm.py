@@ -172,9 +172,19 @@ async def _give_state(vmmd: Client, screen: Screen, vm: str) -> None:
 async def advance(vmmd: Client, screen: Screen, vm: str, instructions: int, mmio: str) -> None:
     """Let a cooperative VM go on for so many retired instructions.
 
+    It may take as long as it takes: --call-timeout is how long the daemon may say nothing of how far it is.
+
     JSON: {"instructions", "ended_by", "digest"}
     """
-    result = await vmmd.vm(vm).advance(instructions, mmio="ones" if mmio == "ones" else "stop")
+    with screen.progress("advancing", instructions) as ahead:
+        before = 0
+
+        def show(done: int, _total: int) -> None:
+            nonlocal before
+            ahead(done - before)
+            before = done
+
+        result = await vmmd.vm(vm).advance(instructions, mmio="ones" if mmio == "ones" else "stop", progress=show)
     rows = [
         ("instructions", result.instructions),
         ("ended by", result.ended_by),

@@ -26,9 +26,10 @@ from ..errors import (
     ProtocolError,
     UnusableArgument,
 )
-from ..events import RECONNECT_DELAYS_S, RECONNECT_TIMEOUT_S, AnyEvent, Place, _notification, read_event
+from ..events import RECONNECT_DELAYS_S, RECONNECT_TIMEOUT_S, AnyEvent, Place, read_event
 from ..wire import calls
 from ..wire.channel import Reply
+from ..wire.protocol import notification
 from .wire.channel import Channel
 from .wire.transport import Link
 from .wire.waiting import sleep
@@ -136,7 +137,7 @@ class Events:
             link.send(question.body)
             deadline = time.monotonic() + self._channel.timeout_s
             # Events may come before the answer to the subscription that they come by.
-            while _notification(message := link.receive(max(deadline - time.monotonic(), 0))) is not None:
+            while notification(message := link.receive(max(deadline - time.monotonic(), 0))) is not None:
                 self._take(message)
             reply.settle(question.outcomes(message)[0])
             standing = reply.result()
@@ -180,12 +181,12 @@ class Events:
 
     def _take(self, message: bytes) -> None:
         """Keep the event that a message is."""
-        notification = _notification(message)
-        if notification is None:
+        told = notification(message)
+        if told is None:
             raise ProtocolError(f"a message on a subscription is no notification; it begins with {message[:60]!r}")
-        if notification["method"] == "event":
+        if told["method"] == "event":
             try:
-                self._came.append(read_event(notification.get("params")))
+                self._came.append(read_event(told.get("params")))
             except ValidationError as error:
                 problems = error.errors(include_url=False)[:3]
                 doubt = "is the daemon of another version?"

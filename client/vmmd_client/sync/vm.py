@@ -19,6 +19,7 @@ from ..events import Place
 from ..slots.memslots import Memslot, SlotMap, SlotTable, with_call
 from ..wire import calls
 from ..wire.calls import BytesLike, ChangeOptions, GatedChangeOptions
+from ..wire.channel import Progress
 from .changes.dirty_log import DirtyLog
 from .changes.hold import Hold
 from .changes.shared_vm import forget_vm, shared_vm
@@ -292,14 +293,20 @@ class Vm(VmMemory):
         *,
         mmio: Literal["stop", "ones"] | None = None,
         wait_ms: int | None = None,
+        progress: Progress | None = None,
         **options: Unpack[ChangeOptions],
     ) -> AdvanceResult:
         """Let a cooperative VM go on for so many retired instructions, in the order that its seed decides.
 
+        An advance ends with its connection, part done, so it is not sent again when that is lost.
+
         Args:
-            instructions: how many, of all vCPUs; a long advance wants a `deadline_ms`, or a handle `with_timeout`.
+            instructions: how many, of all vCPUs; a long advance wants `progress`, or a handle `with_timeout`.
             mmio: what a stray MMIO exit does meanwhile, as of `start`; left out: "stop".
             wait_ms: how long to wait while the VM is held or advanced; left out: not at all.
+            progress: `progress(done, total)` is called some four times a second, in instructions. The call then goes by
+                a WebSocket of its own, also where others go by HTTP, and its time is that between two of these calls;
+                what the function raises ends the advance.
             **options: see `calls.ChangeOptions`.
 
         Raises:
@@ -307,7 +314,7 @@ class Vm(VmMemory):
             HoldConflict: it is held, or being advanced.
             KickTimeout: `deadline_ms` has passed.
         """
-        return self._channel.send(calls.advance(self.id, instructions, mmio, wait_ms, **options))
+        return self._channel.send(calls.advance(self.id, instructions, mmio, wait_ms, **options), progress)
 
     def stop(self, **options: Unpack[ChangeOptions]) -> None:
         """End all run loops, and an advance; idempotent."""

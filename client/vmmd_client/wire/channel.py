@@ -1,25 +1,33 @@
 """What the resource objects talk through: calls in, values out, over one transport.
 
 A `Channel` sends a call, or a batch, gives each its finite time and turns the outcome into a value or an exception.
-Where a connection fails and `retry` allows it, the question is sent again. It holds no state of any VM, so any number
-of callers may use one at once.
+Where a connection fails and `retry` allows it, the question is sent again. Whoever wants to be told how far a call is
+has it sent on a WebSocket of its own, since HTTP has no words before the answer. It holds no state of any VM, so any
+number of callers may use one at once.
 """
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self
 
-from ..errors import RpcError, TransportError, UnusableArgument, VmmdError
+from pydantic import ValidationError
+
+from vmmd.api.events import ProgressNotification
+
+from ..errors import CallTimeout, ProtocolError, RpcError, TransportError, UnusableArgument, VmmdError
 from . import calls
-from .protocol import Call, Dialogue, Outcome, Question, T
+from .protocol import Call, Dialogue, Outcome, Question, T, notification
 from .retry import DEFAULT_ATTEMPTS, delays_s, may_repeat
 from .transport import Link, Transport
 from .waiting import sleep
 
 DEFAULT_TIMEOUT_S = 30.0
 """How long a call may take beyond what it asks the daemon itself to wait, in seconds."""
+
+Progress = Callable[[int, int], None]
+"""Is told now and then how far a call is: how much is done, and how much there is to do in all."""
 
 
 class Reply(Generic[T]):
@@ -88,8 +96,13 @@ class Channel:
         self._delays_s = delays_s(attempts)
         self.dialogue = Dialogue()
 
-    async def send(self, call: Call[T]) -> T:
+    async def send(self, call: Call[T], progress: Progress | None = None) -> T:
         """Send one call and give its value.
+
+        Args:
+            call: the call.
+            progress: told how far it is, a few times a second, where the daemon says so. The call then has its time
+                from one word to the next, and what this function raises ends it.
 
         Raises:
             TransportError: no answer came.
@@ -97,7 +110,7 @@ class Channel:
             RpcError: the daemon answered with an error.
         """
         question = self.dialogue.ask(call)
-        answer = await self._exchange(question, self._timeout_s + call.allowed_wait_s)
+        answer = await self._exchange(question, self._timeout_s + call.allowed_wait_s, progress)
         reply = Reply(call)
         reply.settle(question.outcomes(answer)[0])
         return reply.result()
@@ -118,17 +131,33 @@ class Channel:
         for reply, outcome in zip(batch, question.outcomes(answer), strict=True):
             reply.settle(outcome)
 
-    async def _exchange(self, question: Question, timeout_s: float) -> bytes:
+    async def _exchange(self, question: Question, timeout_s: float, progress: Progress | None = None) -> bytes:
         """Send a question, again where that is safe, and all within the time of one."""
         deadline = time.monotonic() + timeout_s
         for delay_s in self._delays_s:
             try:
-                return await self._transport.exchange(question, _left_s(deadline))
+                return await self._attempt(question, _left_s(deadline), progress)
             except TransportError as error:
                 if not may_repeat(question, error) or time.monotonic() + delay_s >= deadline:
                     raise
             await sleep(delay_s)
-        return await self._transport.exchange(question, _left_s(deadline))
+        return await self._attempt(question, _left_s(deadline), progress)
+
+    async def _attempt(self, question: Question, timeout_s: float, progress: Progress | None) -> bytes:
+        """Send a question once; one whose progress is wanted on a link of its own, which ends with it."""
+        if progress is None:
+            return await self._transport.exchange(question, timeout_s)
+        link = await self._transport.link()
+        try:
+            await link.send(question.body)
+            while (told := notification(message := await link.receive(timeout_s))) is not None:
+                _tell(told, progress)
+            return message
+        except CallTimeout:
+            silence = f"the call told nothing for {timeout_s:g} s, and was ended with its connection"
+            raise CallTimeout(f"{silence}; what it had done until then stands") from None
+        finally:
+            await link.aclose()
 
     async def link(self) -> Link:
         """Open a WebSocket of one's own to the same daemon; see `Transport.link`."""
@@ -154,6 +183,20 @@ class Channel:
     async def aclose(self) -> None:
         """Close the transport; idempotent."""
         await self._transport.aclose()
+
+
+def _tell(told: dict[str, Any], progress: Progress) -> None:
+    """Hand on a notification of how far a call is; others are a later daemon's."""
+    if told["method"] != "progress":
+        return
+    try:
+        now = ProgressNotification.model_validate(told.get("params"))
+    except ValidationError as error:
+        problems = error.errors(include_url=False)[:3]
+        raise ProtocolError(
+            f"a word of progress has another shape (a daemon of another version?): {problems}"
+        ) from None
+    progress(now.done, now.total)
 
 
 def _left_s(deadline: float) -> float:

@@ -21,6 +21,9 @@ from vmmd.api.methods import METHODS
 
 from ..errors import ProtocolError, RpcError, UnsendableParam, rpc_error
 
+_ENDED_WITH_THEIR_CONNECTION = frozenset({"vm.advance"})
+"""What a daemon ends, part done, when its connection goes: sent again, it would do more than was asked."""
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -56,6 +59,8 @@ class Call(Generic[T_co]):
     @property
     def is_repeatable(self) -> bool:
         """Whether sending it twice does no more than sending it once: a read, or a change with a `request_id`."""
+        if self.method in _ENDED_WITH_THEIR_CONNECTION:
+            return False
         method = METHODS.get(self.method)
         return "request_id" in self.params or (method is not None and not method.changes)
 
@@ -64,7 +69,7 @@ class Call(Generic[T_co]):
 
         A call that was made by `calls.raw` stays as its maker wrote it.
         """
-        if not self.checked or not self.may_be_named or self.is_repeatable:
+        if not self.checked or not self.may_be_named or self.is_repeatable or "request_id" in self.params:
             return self
         if "request_id" not in METHODS[self.method].params.model_fields:
             return self
@@ -186,6 +191,15 @@ class Dialogue:
         body = b",".join(_request(call, call_id) for call, call_id in zip(named, ids, strict=True))
         is_repeatable = all(call.is_repeatable for call in named)
         return Question(b"[" + body + b"]", ids, is_batch=True, is_repeatable=is_repeatable)
+
+
+def notification(message: bytes) -> dict[str, Any] | None:
+    """Read a notification; None where the message is an answer, or none of JSON-RPC's."""
+    try:
+        read = json.loads(message)
+    except ValueError:
+        return None
+    return read if isinstance(read, dict) and isinstance(read.get("method"), str) else None
 
 
 def _request(call: Call[Any], call_id: int) -> bytes:

@@ -1,8 +1,9 @@
 """What the resource objects talk through: calls in, values out, over one transport.
 
 A `Channel` sends a call, or a batch, gives each its finite time and turns the outcome into a value or an exception.
-Where a connection fails and `retry` allows it, the question is sent again. It holds no state of any VM, so any number
-of callers may use one at once.
+Where a connection fails and `retry` allows it, the question is sent again. Whoever wants to be told how far a call is
+has it sent on a WebSocket of its own, since HTTP has no words before the answer. It holds no state of any VM, so any
+number of callers may use one at once.
 """
 
 # Made of ../../wire/channel.py by `python -m tests.client.twin`: change that one.
@@ -13,10 +14,10 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from ...errors import TransportError, UnusableArgument, VmmdError
+from ...errors import CallTimeout, TransportError, UnusableArgument, VmmdError
 from ...wire import calls
-from ...wire.channel import DEFAULT_TIMEOUT_S, Reply, _left_s
-from ...wire.protocol import Call, Dialogue, Question, T
+from ...wire.channel import DEFAULT_TIMEOUT_S, Progress, Reply, _left_s, _tell
+from ...wire.protocol import Call, Dialogue, Question, T, notification
 from ...wire.retry import DEFAULT_ATTEMPTS, delays_s, may_repeat
 from .transport import Link, Transport
 from .waiting import sleep
@@ -47,8 +48,13 @@ class Channel:
         self._delays_s = delays_s(attempts)
         self.dialogue = Dialogue()
 
-    def send(self, call: Call[T]) -> T:
+    def send(self, call: Call[T], progress: Progress | None = None) -> T:
         """Send one call and give its value.
+
+        Args:
+            call: the call.
+            progress: told how far it is, a few times a second, where the daemon says so. The call then has its time
+                from one word to the next, and what this function raises ends it.
 
         Raises:
             TransportError: no answer came.
@@ -56,7 +62,7 @@ class Channel:
             RpcError: the daemon answered with an error.
         """
         question = self.dialogue.ask(call)
-        answer = self._exchange(question, self._timeout_s + call.allowed_wait_s)
+        answer = self._exchange(question, self._timeout_s + call.allowed_wait_s, progress)
         reply = Reply(call)
         reply.settle(question.outcomes(answer)[0])
         return reply.result()
@@ -77,17 +83,33 @@ class Channel:
         for reply, outcome in zip(batch, question.outcomes(answer), strict=True):
             reply.settle(outcome)
 
-    def _exchange(self, question: Question, timeout_s: float) -> bytes:
+    def _exchange(self, question: Question, timeout_s: float, progress: Progress | None = None) -> bytes:
         """Send a question, again where that is safe, and all within the time of one."""
         deadline = time.monotonic() + timeout_s
         for delay_s in self._delays_s:
             try:
-                return self._transport.exchange(question, _left_s(deadline))
+                return self._attempt(question, _left_s(deadline), progress)
             except TransportError as error:
                 if not may_repeat(question, error) or time.monotonic() + delay_s >= deadline:
                     raise
             sleep(delay_s)
-        return self._transport.exchange(question, _left_s(deadline))
+        return self._attempt(question, _left_s(deadline), progress)
+
+    def _attempt(self, question: Question, timeout_s: float, progress: Progress | None) -> bytes:
+        """Send a question once; one whose progress is wanted on a link of its own, which ends with it."""
+        if progress is None:
+            return self._transport.exchange(question, timeout_s)
+        link = self._transport.link()
+        try:
+            link.send(question.body)
+            while (told := notification(message := link.receive(timeout_s))) is not None:
+                _tell(told, progress)
+            return message
+        except CallTimeout:
+            silence = f"the call told nothing for {timeout_s:g} s, and was ended with its connection"
+            raise CallTimeout(f"{silence}; what it had done until then stands") from None
+        finally:
+            link.close()
 
     def link(self) -> Link:
         """Open a WebSocket of one's own to the same daemon; see `Transport.link`."""
