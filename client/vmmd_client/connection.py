@@ -20,15 +20,13 @@ from .vm import Vm
 from .wire import calls
 from .wire.address import Address
 from .wire.calls import BytesLike
-from .wire.channel import DEFAULT_TIMEOUT_S, Batch, Channel
+from .wire.channel import Batch, Channel
 from .wire.http import HttpTransport
-from .wire.protocol import Call, T
+from .wire.limits import DEFAULT_TIMEOUT_S
+from .wire.protocol import KVM_API_VERSION, Call, T
 from .wire.retry import DEFAULT_ATTEMPTS
 from .wire.transport import Transport
 from .wire.websocket import WebSocketTransport
-
-KVM_API_VERSION = 12
-"""What KVM_GET_API_VERSION has given since 2007; a VMM refuses anything else."""
 
 
 class Kvm:

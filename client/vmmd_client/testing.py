@@ -26,12 +26,14 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from vmmd.api.errors import METHOD_NOT_FOUND, errno_name
+from vmmd.api.codes import METHOD_NOT_FOUND
+from vmmd.api.errors import errno_name
 
 from . import sync
-from .connection import KVM_API_VERSION, Client
+from .connection import Client
 from .errors import CallTimeout, ConnectError, Disconnected, UnusableArgument
 from .events import read_event
+from .wire.protocol import KVM_API_VERSION
 from .wire.retry import DEFAULT_ATTEMPTS
 from .wire.transport import Link, MemoryTransport
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+
+from vmmd_client.cli.group import COMMANDS
 
 from .conftest import Ctl
 
@@ -40,13 +44,35 @@ def test_without_a_daemon_there_is_nothing_to_complete_and_no_noise(ctl: Ctl) ->
     assert (result.stdout.strip(), result.stderr) == ("", "")
 
 
-def test_a_command_loads_what_it_needs_and_no_other_command() -> None:
-    check = (
-        "import sys\n"
-        "from vmmd_client.cli import main\n"
-        "try: main(['completion', 'bash'])\n"
-        "except SystemExit: pass\n"
-        "loaded = [name for name in sys.modules if name.startswith('vmmd_client.cli.') or name == 'rich']\n"
-        "assert 'vmmd_client.cli.run' not in loaded and 'rich' not in loaded, loaded\n"
+LOADED = """
+import sys
+from vmmd_client.cli import main
+try: main(%r)
+except SystemExit: pass
+print([name for name in sys.modules if name.startswith("vmmd_client.cli.") or name in %r], file=sys.stderr)
+"""
+HEAVY = ("rich", "pydantic", "aiohttp", "asyncio", "wsproto")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "spared"),
+    [
+        (["--help"], ("rich", "pydantic", "aiohttp", "asyncio", "vmmd_client.cli.vm")),
+        (["completion", "bash"], ("rich", "pydantic", "aiohttp", "asyncio", "vmmd_client.cli.run")),
+        (["vm", "--help"], ("pydantic", "aiohttp", "vmmd_client.cli.run")),
+        (["slots", "--help"], ("pydantic", "aiohttp", "vmmd_client.cli.run")),
+    ],
+)
+def test_help_and_completion_load_no_client_and_no_other_command(arguments: list[str], spared: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED % (arguments, HEAVY)], capture_output=True, check=True, timeout=60
     )
-    subprocess.run([sys.executable, "-c", check], stdout=subprocess.DEVNULL, check=True, timeout=60)
+    loaded = ast.literal_eval(done.stderr.decode())
+    assert "vmmd_client.cli.group" in loaded
+    assert [name for name in spared if name in loaded] == []
+
+
+def test_the_sentence_of_every_command_fits_in_its_line_of_the_help(ctl: Ctl) -> None:
+    shown = ctl("--help", COLUMNS="80").stdout
+    for name, (_, says) in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(says)}$", shown, re.MULTILINE), name

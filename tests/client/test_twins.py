@@ -1,6 +1,10 @@
 """The synchronous twin is the asynchronous client without `await`: the same source, names, parameters and results."""
 
+import ast
+import importlib
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -69,8 +73,8 @@ def test_what_is_written_by_hand_has_the_same_public_names(ours: ModuleType, the
     assert classes(ours) == classes(theirs)
 
 
-def test_everything_public_of_the_twin_is_public_of_the_package():
-    assert set(sync.__all__) <= set(vmmd_client.__all__)
+def test_both_have_the_same_names_and_those_of_the_twin_await_nothing():
+    assert sync.__all__ == vmmd_client.__all__
     for name in vmmd_client.__all__:
         member = getattr(vmmd_client, name)
         if inspect.isclass(member) and name not in sync.__all__:
@@ -84,3 +88,35 @@ def test_all_names_what_the_package_imports_for_its_users(module: ModuleType):
         if inspect.isclass(member) or inspect.isfunction(member):
             assert inspect.getdoc(member), f"{name} has no docstring"
     assert module.__all__ == sorted(module.__all__)
+
+
+@pytest.mark.parametrize("package", [vmmd_client, sync])
+def test_a_name_that_is_loaded_late_is_what_a_checker_of_types_sees(package: ModuleType):
+    source = ast.parse(Path(package.__file__ or "").read_text())
+    (checked,) = (
+        node for node in source.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    seen = set()
+    for statement in checked.body:
+        assert isinstance(statement, ast.ImportFrom)
+        home = "." * statement.level + (statement.module or "")
+        for alias in statement.names:
+            seen.add(alias.name)
+            where = importlib.import_module(home, package.__name__)
+            assert getattr(package, alias.name) is getattr(where, alias.name), alias.name
+    assert seen == set(package.__all__) == set(dir(package)) & set(package.__all__)
+    assert not hasattr(package, "no_such_name")
+
+
+@pytest.mark.parametrize("name", ["vmmd_client", "vmmd_client.sync"])
+def test_importing_the_package_loads_neither_models_nor_an_http_client(name: str):
+    heavy = {"pydantic", "aiohttp", "asyncio", "wsproto"}
+    check = f"import sys, {name}; print(sorted({heavy} & set(sys.modules)), {name}.calls.__name__)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[] vmmd_client.wire.calls\n"
+
+
+def test_the_twin_loads_no_http_client_of_the_other():
+    check = "import sys; from vmmd_client.sync import connect; print('aiohttp' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "False\n"

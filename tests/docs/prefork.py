@@ -32,7 +32,7 @@ sys.exit(int(status) if status else 70)
 
 def main(address: str) -> None:
     """Serve commands on a UNIX socket until the process is ended."""
-    for module in set(COMMANDS.values()):
+    for module in {module for module, _ in COMMANDS.values()}:
         importlib.import_module(f"vmmd_client.cli.{module}")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:

@@ -8,7 +8,8 @@ from typing import Any
 
 from tests.api.schemas import validator
 from tests.rpc.edge_cases import shape
-from vmmd.api.errors import INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR, PROTOCOL_ERRORS
+from vmmd.api.codes import INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR
+from vmmd.api.errors import PROTOCOL_ERRORS
 from vmmd.api.methods import METHODS
 from vmmd.api.openrpc import document
 from vmmd.rpc.dispatch import LONGEST_ID

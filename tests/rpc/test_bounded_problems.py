@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from vmmd.api.errors import INVALID_PARAMS
+from vmmd.api.codes import INVALID_PARAMS
 from vmmd.api.methods import METHODS
 from vmmd.rpc.errors import CallError
 from vmmd.rpc.parameters import check_params

@@ -6,7 +6,7 @@ import errno
 import pytest
 from structlog.testing import capture_logs
 
-from vmmd.api.errors import INTERNAL_ERROR, INVALID_PARAMS
+from vmmd.api.codes import INTERNAL_ERROR, INVALID_PARAMS
 from vmmd.api.methods import METHODS
 from vmmd.rpc.call_log import CallLog
 from vmmd.rpc.dispatch import CallDone

@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from tests.rpc.wire import REPLY_BYTES, Failed, Wire
-from vmmd.api.errors import INVALID_PARAMS
+from vmmd.api.codes import INVALID_PARAMS
 from vmmd.api.isa import MAX_CODE_BYTES
 
 

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from tests.rpc.edge_cases import CASES, Case, shape
 from tests.rpc.toys import Bench
 from tests.rpc.wire import open_traffic
-from vmmd.api.errors import INVALID_PARAMS
+from vmmd.api.codes import INVALID_PARAMS
 from vmmd.rpc.server import make_app
 from vmmd.rpc.websocket import WebSocketLimits
 

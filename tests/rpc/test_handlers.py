@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.rpc.wire import PAGE, REPLY_BYTES, Failed, Wire, is_failed, regions, request, set_region
-from vmmd.api.errors import INVALID_PARAMS
+from vmmd.api.codes import INVALID_PARAMS
 from vmmd.api.isa import MAX_SOURCE_CHARACTERS
 from vmmd.api.methods import METHODS
 

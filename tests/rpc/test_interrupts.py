@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.rpc.wire import PAGE, Failed, Wire, is_failed, request, set_region
-from vmmd.api.errors import INVALID_PARAMS
+from vmmd.api.codes import INVALID_PARAMS
 from vmmd.rpc.caller import Caller
 
 SLEEP = "1: wfi\n addi a1, a1, 1\n j 1b"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.rpc.wire import PAGE, Failed, Wire, regions, request, set_region
-from vmmd.api.errors import INVALID_PARAMS
+from vmmd.api.codes import INVALID_PARAMS
 
 
 def region(slot: int, gpa: int, size: int, hva: Any, flags: Any = 0) -> dict[str, Any]:

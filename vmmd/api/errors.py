@@ -1,4 +1,4 @@
-"""Errors on the wire: JSON-RPC's codes, and the data that goes with an errno.
+"""Errors on the wire: when JSON-RPC's codes come, and the data that goes with an errno.
 
 An ioctl that fails answers with `code` = the errno's number; the codes -32768..-32000 keep JSON-RPC's meanings.
 """
@@ -9,13 +9,8 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
+from vmmd.api.codes import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, PARSE_ERROR
 from vmmd.api.types import Result
-
-PARSE_ERROR = -32700
-INVALID_REQUEST = -32600
-METHOD_NOT_FOUND = -32601
-INVALID_PARAMS = -32602
-INTERNAL_ERROR = -32603
 
 PROTOCOL_ERRORS: Mapping[int, str] = {
     PARSE_ERROR: "The body is no JSON by RFC 8259, or has a member twice, or is nested deeper than limits.json_depth.",

@@ -17,7 +17,8 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
 from vmmd import __version__
-from vmmd.api.errors import INTERNAL_ERROR, INVALID_PARAMS, PROTOCOL_ERRORS
+from vmmd.api.codes import INTERNAL_ERROR, INVALID_PARAMS
+from vmmd.api.errors import PROTOCOL_ERRORS
 from vmmd.api.examples import EXAMPLES, Example
 from vmmd.api.methods import METHODS, Method
 

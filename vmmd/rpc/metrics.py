@@ -14,14 +14,14 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from vmmd.api.errors import (
+from vmmd.api.codes import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
     INVALID_REQUEST,
     METHOD_NOT_FOUND,
     PARSE_ERROR,
-    errno_name,
 )
+from vmmd.api.errors import errno_name
 from vmmd.kvm.vcpu import Stats
 from vmmd.rpc.call_durations import CallDurations
 from vmmd.rpc.dispatch import CallDone

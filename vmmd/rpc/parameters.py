@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vmmd.api.errors import INVALID_PARAMS
+from vmmd.api.codes import INVALID_PARAMS
 from vmmd.api.methods import Method
 from vmmd.api.types import Params
 from vmmd.rpc.errors import CallError

@@ -13,7 +13,7 @@ import errno
 from collections.abc import Callable
 from contextlib import suppress
 
-from vmmd.api.errors import METHOD_NOT_FOUND
+from vmmd.api.codes import METHOD_NOT_FOUND
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.vm import Vm
 from vmmd.rpc.caller import Caller

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ..wire.channel import DEFAULT_TIMEOUT_S
+from ..wire.limits import DEFAULT_TIMEOUT_S
 from .group import Commands
 
 _EPILOG = """

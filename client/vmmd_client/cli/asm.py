@@ -1,16 +1,21 @@
 """`vmmctl asm` and `vmmctl disasm`: the daemon's assembler and disassembler."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ..connection import Client
 from .files import SOURCE, Source, output_option, write_file
 from .memory import hexdump_lines
 from .numbers import SIZE
 from .screen import Screen, byte_count, table
 from .session import asks, stdout_is_terminal
+
+if TYPE_CHECKING:
+    from ..connection import Client
 
 origin_option = click.option("--origin", type=SIZE, default=0, metavar="ADDRESS", help="Where the first byte lies.")
 

@@ -1,17 +1,21 @@
 """`vmmctl call`: any method of the wire, by its name."""
 
+from __future__ import annotations
+
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from vmmd.api.methods import METHODS
 
-from ..connection import Client
 from .numbers import Word
-from .screen import Screen
 from .session import asks
+
+if TYPE_CHECKING:
+    from ..connection import Client
+    from .screen import Screen
 
 
 class MethodType(Word):

@@ -5,20 +5,24 @@ change in between is lost. `--plan` shows what would be sent; `--dry-run` has th
 anything.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..changes.transaction import DEFAULT_WAIT_MS, Transaction
-from ..connection import Client
 from ..errors import BadAddress, PlanError
-from ..slots.memslots import Memslot
-from ..vm import Vm
 from .numbers import NUMBER, SIZE, SLOT, SlotName, vm_argument
-from .screen import Screen
 from .session import asks, asks_if
 from .transact import Ways, transact
+
+if TYPE_CHECKING:
+    from ..connection import Client
+    from ..slots.memslots import Memslot
+    from ..vm import Vm
+    from .screen import Screen
 
 
 def changes_map(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,18 +1,22 @@
 """`vmmctl dirty`: which pages were written since they were last asked for."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..connection import Client
 from ..errors import NoSuchSlot, PlanError
-from ..slots.memslots import Memslot
-from ..vm import Vm
 from .numbers import RANGE, SLOT, SlotName, vm_argument
 from .screen import Screen, cell, size, table
 from .session import asks
+
+if TYPE_CHECKING:
+    from ..connection import Client
+    from ..slots.memslots import Memslot
+    from ..vm import Vm
 
 PAGE_SIZE = 4096
 

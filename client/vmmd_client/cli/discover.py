@@ -1,16 +1,20 @@
 """`vmmctl discover`: what the daemon can be asked, by its own OpenRPC document."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vmmd.api.errors import errno_name
 
-from ..connection import Client
 from ..errors import PlanError, ProtocolError
 from .call import MethodType
 from .screen import Screen, cell, table
 from .session import asks
+
+if TYPE_CHECKING:
+    from ..connection import Client
 
 
 @click.command()

@@ -1,19 +1,23 @@
 """`vmmctl events`: what happens in the daemon, as it happens."""
 
+from __future__ import annotations
+
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
 
-from ..connection import Client
 from ..events import AnyEvent, OtherEvent, Place
 from ..slots.memslots import Memslot
 from .numbers import VM, Word, parse_u64
-from .screen import Screen
 from .session import asks
 from .text import one_line
+
+if TYPE_CHECKING:
+    from ..connection import Client
+    from .screen import Screen
 
 
 class PlaceType(Word):

@@ -9,39 +9,41 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from .exits import INTERRUPTED, NO_READER, REFUSED, TERMINATED, CommandError, Ended, Terminated
 
-COMMANDS: Mapping[str, str] = {
-    "ping": "ping",
-    "vm": "vm",
-    "run": "run",
-    "slots": "slots",
-    "grow": "changes",
-    "shrink": "changes",
-    "split": "changes",
-    "merge": "changes",
-    "move": "changes",
-    "flags": "changes",
-    "dirty": "dirty",
-    "memory": "memory",
-    "regs": "regs",
-    "kick": "kick",
-    "resume": "kick",
-    "stats": "stats",
-    "events": "events",
-    "top": "top",
-    "trace-update": "trace_update",
-    "asm": "asm",
-    "disasm": "asm",
-    "call": "call",
-    "discover": "discover",
-    "audit": "audit",
-    "replay": "replay",
-    "demo": "demo",
-    "completion": "completion",
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "ping": ("ping", "Ask whether the daemon answers, and which it is."),
+    "vm": ("vm", "Make, list, start, advance, stop and destroy VMs."),
+    "run": ("run", "Run a guest, T64 source or an ELF file, with its console."),
+    "slots": ("slots", "Show the memslots: a table, and a map."),
+    "grow": ("changes", "Make a slot larger at its end, in place."),
+    "shrink": ("changes", "Make a slot smaller at its end."),
+    "split": ("changes", "Make two slots of one, at a guest-physical address."),
+    "merge": ("changes", "Make one slot of neighbours, under the first one's id."),
+    "move": ("changes", "Put a slot at another guest-physical address."),
+    "flags": ("changes", "Switch a slot's flags on or off."),
+    "dirty": ("dirty", "Fetch dirty pages, of slots or of guest-physical ranges."),
+    "memory": ("memory", "Read, write and dump memory; map and unmap host memory."),
+    "regs": ("regs", "Show and set a vCPU's registers."),
+    "kick": ("kick", "Kick all running vCPUs: open or renew a hold, or kick raw."),
+    "resume": ("kick", "Resume all kicked vCPUs: end a hold, or every raw kick."),
+    "stats": ("stats", "Show a VM's counters, and each vCPU's."),
+    "events": ("events", "Follow what happens, of one VM or of all."),
+    "top": ("top", "Show what every VM does a second, live."),
+    "trace-update": ("trace_update", "Trace an update call by call, and what vCPUs see of it."),
+    "asm": ("asm", "Assemble T64 source."),
+    "disasm": ("asm", "Write code as T64 source."),
+    "call": ("call", "Call any method of the wire."),
+    "discover": ("discover", "List the daemon's methods, or tell one."),
+    "audit": ("audit", "Find the windows that a VMM left open, in recordings."),
+    "replay": ("replay", "Replay recorded updates under vCPUs, plain and atomic."),
+    "demo": ("demo", "Replay the recording that comes with vmmd."),
+    "completion": ("completion", "Write the script that completes vmmctl in a shell."),
 }
-"""Command to module. The module has the command under its name, with _ for -."""
+"""Command to module, and to the sentence that `--help` and completion show of it without loading it. The module has the
+command under its name, with _ for -."""
 
 
 class Commands(click.Group):
@@ -53,12 +55,23 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Load a command; None where there is none of that name."""
-        module = COMMANDS.get(cmd_name)
-        if module is None:
+        if cmd_name not in COMMANDS:
             return None
+        module, _ = COMMANDS[cmd_name]
         loaded = importlib.import_module(f".{module}", __package__)
         command: click.Command = getattr(loaded, cmd_name.replace("-", "_"))
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table of commands, and load none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, says) for name, (_, says) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Give the commands that begin so, and the group's own options, and load no command."""
+        named = [(name, says) for name, (_, says) in COMMANDS.items() if name.startswith(incomplete)]
+        options = super(click.Group, self).shell_complete(ctx, incomplete)
+        return [*(CompletionItem(name, help=says) for name, says in named), *options]
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any

@@ -1,14 +1,19 @@
 """`vmmctl kick` and `vmmctl resume`: holds with a name, and the raw pair as it was proposed."""
 
+from __future__ import annotations
+
 import secrets
 import shlex
+from typing import TYPE_CHECKING
 
 import click
 
-from ..connection import Client
 from .numbers import vm_argument
 from .screen import Screen, cell, duration, table
 from .session import asks_if
+
+if TYPE_CHECKING:
+    from ..connection import Client
 
 
 def _raw_or_held(raw: bool, hold: str | None, lease_ms: int | None, **_: object) -> None:

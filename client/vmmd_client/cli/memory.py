@@ -4,19 +4,24 @@ Addresses are guest-physical; with --host they are userspace addresses, which no
 go in parts: each is read or written whole, but vCPUs may run between two of them.
 """
 
+from __future__ import annotations
+
 import base64
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ..connection import Client
-from ..vm import Vm
 from .files import SOURCE, Source, output_option, write_file
 from .numbers import SIZE, vm_argument
 from .screen import Screen, byte_count, cell, table
 from .session import asks, asks_if, stdout_is_terminal
+
+if TYPE_CHECKING:
+    from ..connection import Client
+    from ..vm import Vm
 
 PART_BYTES = 512 << 10
 """Bytes of one call of a large transfer."""

@@ -5,16 +5,20 @@ guest-physical address that it covers: 0x… is always an address, `@64M` is one
 says what would do.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from ..errors import PlanError
-from ..slots.memslots import Memslot, SlotMap
 from .session import Session, vm_ids
+
+if TYPE_CHECKING:
+    from ..slots.memslots import Memslot, SlotMap
 
 U64_MAX = 2**64 - 1
 

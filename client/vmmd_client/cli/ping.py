@@ -1,12 +1,17 @@
 """`vmmctl ping`: whether a daemon answers, and which."""
 
+from __future__ import annotations
+
 import time
+from typing import TYPE_CHECKING
 
 import click
 
-from ..connection import Client
 from .screen import Screen, duration, table
 from .session import Session, asks
+
+if TYPE_CHECKING:
+    from ..connection import Client
 
 
 @click.command()

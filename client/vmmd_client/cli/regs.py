@@ -1,13 +1,17 @@
 """`vmmctl regs`: a vCPU's registers, shown and set."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..connection import Client
 from .numbers import Word, parse_u64, vm_argument
 from .screen import Screen, table
 from .session import asks
+
+if TYPE_CHECKING:
+    from ..connection import Client
 
 ABI_NAMES = (
     *("zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1"),

@@ -6,6 +6,8 @@ recording it replays the one that comes with the package, QEMU 7.2 booting. The 
 object; the exit status is 0 only if atomic shows nothing and plain shows something.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import sys
@@ -13,15 +15,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..audit.audit import VmFindings
 from ..audit.events import TraceError
 from ..audit.recording import audit_file
-from ..audit.updates import Update
 from ..connection import Client, connect
 from ..errors import TransportError, VmmdError
 from ..local_daemon import local_daemon
@@ -29,9 +30,13 @@ from ..replay import report
 from ..replay.layout import LayoutError
 from ..replay.replay import Mode, Pace, Replay, ReplayError, Score, Tally
 from ..replay.timeline import trace_update
-from ..vm import Vm
 from .audit import a_number
 from .session import run
+
+if TYPE_CHECKING:
+    from ..audit.audit import VmFindings
+    from ..audit.updates import Update
+    from ..vm import Vm
 
 SHIPPED_TRACE = "qemu-7.2-pc-boot.strace.gz"
 """The recording that comes with the package: QEMU 7.2 boots a `pc` machine with 256 MiB and two vCPUs."""

@@ -12,6 +12,8 @@ How a guest ends, and what the command's exit code is then:
     its time is up (--timeout)                     124
 """
 
+from __future__ import annotations
+
 import asyncio
 import base64
 import contextlib
@@ -20,25 +22,27 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
-from vmmd.api.system import EndedVcpu
-
-from ..connection import Client
 from ..errors import VmmdError
-from ..vm import Vm
 from ..wire import calls
 from .exits import GUEST_DIED, TIME_IS_UP
 from .files import SOURCE, Source
 from .numbers import SIZE
-from .screen import Screen
 from .session import asks, stdout_is_terminal
 from .text import ConsoleText
 from .vm import ended_text, stray_option
+
+if TYPE_CHECKING:
+    from vmmd.api.system import EndedVcpu
+
+    from ..connection import Client
+    from ..vm import Vm
+    from .screen import Screen
 
 EXIT_CALL = 93
 """The number of `exit` among RISC-V Linux's system calls."""

@@ -4,24 +4,28 @@ A command is a coroutine function behind `@asks`: it is given a connected client
 becomes an exit code. SIGTERM and Ctrl-C cancel it, so its `finally` blocks and `async with` clean up.
 """
 
+from __future__ import annotations
+
 import asyncio
 import functools
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import click
 
 from vmmd.api.places import default_socket
 
-from ..connection import Client, connect
 from ..errors import VmmdError
 from .exits import REFUSED, CommandError, Terminated, command_error
 from .screen import Screen
+
+if TYPE_CHECKING:
+    from ..connection import Client
 
 _COMPLETION_TIMEOUT_S = 2.0
 
@@ -43,7 +47,7 @@ class Session:
     timeout_s: float
 
     @classmethod
-    def of(cls, context: click.Context) -> "Session":
+    def of(cls, context: click.Context) -> Session:
         """Read the options that stand before the command's name.
 
         Raises:
@@ -58,6 +62,8 @@ class Session:
 
     def connect(self) -> Client:
         """Make a client; `async with` connects it."""
+        from ..connection import connect  # noqa: PLC0415 -- --help and completion load no client
+
         return connect(self.url, token=self.token, timeout_s=self.timeout_s)
 
 
@@ -154,7 +160,7 @@ def vm_ids(session: Session) -> list[tuple[str, str | None]]:
     """Give ids and names of the daemon's VMs, for completion: quickly, and nothing where anything is wrong."""
 
     async def ask() -> list[tuple[str, str | None]]:
-        async with connect(session.url, token=session.token, timeout_s=_COMPLETION_TIMEOUT_S) as client:
+        async with replace(session, timeout_s=_COMPLETION_TIMEOUT_S).connect() as client:
             return [(info.vm, info.name) for info in await client.kvm.list_vms()]
 
     try:

@@ -1,14 +1,20 @@
 """`vmmctl slots`: a VM's memslots as a table, and guest-physical space drawn with them in it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import click
 from rich.console import Group
 
-from ..connection import Client
 from ..slots.memslots import MemFlag, Memslot
 from .guest_map import draw
 from .numbers import vm_argument
 from .screen import Screen, size, table
 from .session import asks
+
+if TYPE_CHECKING:
+    from ..connection import Client
 
 
 @click.command()

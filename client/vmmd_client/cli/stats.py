@@ -1,15 +1,21 @@
 """`vmmctl stats`: what vCPUs have counted since they were created."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import click
 
-from vmmd.api.vcpus import StatsResult
-
-from ..connection import Client
 from ..errors import BadVm
 from ..wire import calls
 from .numbers import vm_argument
 from .screen import Screen, table
 from .session import asks
+
+if TYPE_CHECKING:
+    from vmmd.api.vcpus import StatsResult
+
+    from ..connection import Client
 
 
 @click.command()

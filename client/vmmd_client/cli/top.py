@@ -1,24 +1,28 @@
 """`vmmctl top`: what every VM is doing, as rates over an interval."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import RenderableType
 from rich.live import Live
 
-from vmmd.api.system import VmInfo
-from vmmd.api.vcpus import StatsResult
-
-from ..connection import Client
 from ..errors import BadVm
 from ..wire import calls
 from .screen import Screen, table
 from .session import asks
+
+if TYPE_CHECKING:
+    from vmmd.api.system import VmInfo
+    from vmmd.api.vcpus import StatsResult
+
+    from ..connection import Client
 
 
 @dataclass(frozen=True, slots=True)

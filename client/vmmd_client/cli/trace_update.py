@@ -1,27 +1,31 @@
 """`vmmctl trace-update`: every call of one update of the memory map, drawn as a time line, plain next to atomic."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import RenderableType
 
 from ..audit.updates import Hole
-from ..connection import Client
 from ..errors import PlanError
 from ..replay import report
 from ..replay.guest import PAGE_SIZE, Guest, install
 from ..replay.timeline import Picture
 from ..replay.timeline import trace_update as trace
 from ..slots.memslots import Memslot, deletion_of
-from ..vm import Vm
 from .numbers import SLOT, VM, SlotName
 from .screen import Screen, cell, duration, table
 from .session import asks_if
 from .slots import fields as slot_fields
+
+if TYPE_CHECKING:
+    from ..connection import Client
+    from ..vm import Vm
 
 _VCPUS = 2
 _MEMORY_BYTES = 64 * PAGE_SIZE

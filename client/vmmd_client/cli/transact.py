@@ -1,17 +1,21 @@
 """One change of the memory map: planned, shown, checked or made, as the options say."""
 
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..changes.dirty import DirtyBitmap
-from ..changes.order import TransactionResult
 from ..changes.transaction import Transaction
 from ..slots.plan import Create, Delete, Fetch, Move, Plan, SetFlags, Step
-from ..vm import Vm
 from .dirty import page_ranges, range_fields
 from .screen import Screen, cell, duration, size, table
 from .slots import fields
+
+if TYPE_CHECKING:
+    from ..changes.dirty import DirtyBitmap
+    from ..changes.order import TransactionResult
+    from ..vm import Vm
 
 Change = Callable[[Transaction], Awaitable[None]]
 

@@ -1,16 +1,20 @@
 """`vmmctl vm`: VMs are made, listed, started, advanced, stopped and destroyed."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmmd.api.system import EndedVcpu, VmInfo
-
-from ..connection import Client
 from ..slots.memslots import MemFlag
 from .numbers import NUMBER, SIZE, VM, vm_argument
 from .screen import Screen, table
 from .session import asks, asks_if
+
+if TYPE_CHECKING:
+    from vmmd.api.system import EndedVcpu, VmInfo
+
+    from ..connection import Client
 
 stray_option = click.option(
     "--mmio",

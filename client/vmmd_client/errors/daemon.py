@@ -4,7 +4,7 @@ import errno
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from vmmd.api.errors import INVALID_PARAMS, METHOD_NOT_FOUND
+from vmmd.api.codes import INVALID_PARAMS, METHOD_NOT_FOUND
 
 from .root import VmmdError
 

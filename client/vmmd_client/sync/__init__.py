@@ -9,94 +9,117 @@ has a connection of its own, by WebSocket all share one. A `Batch`, a `Transacti
 belong to the thread that made them. A call cannot be cancelled; its time (`timeout_s`) ends it.
 """
 
-from .. import (
-    Address,
-    AlreadyExists,
-    AnyEvent,
-    BadAddress,
-    BadVm,
-    CallTimeout,
-    ClientClosed,
-    ConnectError,
-    ConnectTimeout,
-    Deadlock,
-    DirtyBitmap,
-    DirtyPages,
-    Disconnected,
-    Draft,
-    ForeignEventLoop,
-    GapEvent,
-    HoldConflict,
-    HoldExpiredEvent,
-    HoldFailed,
-    HoldFailedEvent,
-    HoldOpenedEvent,
-    HoldResumedEvent,
-    HoldRolledBackEvent,
-    HttpRefused,
-    Interrupted,
-    InvalidArgument,
-    InvalidParams,
-    KickedEvent,
-    KickTimeout,
-    KvmError,
-    LogsInRings,
-    MemFlag,
-    Memslot,
-    Misaligned,
-    NeedsWebSocket,
-    NoSuchSlot,
-    OtherEvent,
-    OutOfMemory,
-    OutOfRange,
-    Place,
-    Plan,
-    PlanError,
-    PlanTooLarge,
-    ProtocolError,
-    RangeOverlap,
-    ResumedEvent,
-    RpcError,
-    ShuttingDown,
-    SlotOverlap,
-    SlotsChangedEvent,
-    SlotTable,
-    SlotTaken,
-    StaleGeneration,
-    TooBig,
-    TooManyCalls,
-    TooManyVms,
-    TransactionRefused,
-    TransactionResult,
-    TransactionUnsettled,
-    TransportError,
-    UnknownMethod,
-    UnknownSlot,
-    UnsendableParam,
-    Unsupported,
-    UnusableArgument,
-    UnusableToken,
-    VcpuEndedEvent,
-    VcpuExitEvent,
-    VersionMismatch,
-    VmCreatedEvent,
-    VmDestroyedEvent,
-    VmmdError,
-    VmStartedEvent,
-    VmStoppedEvent,
-)
-from ..wire.channel import Reply
-from .changes.dirty_log import DirtyLog
-from .changes.hold import Hold
-from .changes.transaction import Transaction
-from .connection import Client, connect, from_env
-from .events import Events
-from .vcpu import Vcpu
-from .vm import Vm
-from .wire.channel import Batch
-from .wire.http import HttpTransport
-from .wire.transport import Link, MemoryTransport, Transport
-from .wire.websocket import WebSocketTransport
+from typing import TYPE_CHECKING
+
+from ..lazy import getter
+
+if TYPE_CHECKING:
+    from .. import (
+        Address,
+        AlreadyExists,
+        AnyEvent,
+        BadAddress,
+        BadVm,
+        CallTimeout,
+        ClientClosed,
+        ConnectError,
+        ConnectTimeout,
+        Deadlock,
+        DirtyBitmap,
+        DirtyPages,
+        Disconnected,
+        Draft,
+        ForeignEventLoop,
+        GapEvent,
+        HoldConflict,
+        HoldExpiredEvent,
+        HoldFailed,
+        HoldFailedEvent,
+        HoldOpenedEvent,
+        HoldResumedEvent,
+        HoldRolledBackEvent,
+        HttpRefused,
+        Interrupted,
+        InvalidArgument,
+        InvalidParams,
+        KickedEvent,
+        KickTimeout,
+        KvmError,
+        LogsInRings,
+        MemFlag,
+        Memslot,
+        Misaligned,
+        NeedsWebSocket,
+        NestedTurn,
+        NoSuchSlot,
+        OtherEvent,
+        Outcome,
+        OutOfMemory,
+        OutOfRange,
+        Place,
+        Plan,
+        PlanError,
+        PlanTooLarge,
+        ProtocolError,
+        RangeOverlap,
+        Reply,
+        ResumedEvent,
+        RpcError,
+        ShuttingDown,
+        SlotOverlap,
+        SlotsChangedEvent,
+        SlotTable,
+        SlotTaken,
+        StaleGeneration,
+        TooBig,
+        TooManyCalls,
+        TooManyVms,
+        TransactionRefused,
+        TransactionResult,
+        TransactionUnsettled,
+        TransportError,
+        TurnTimeout,
+        UnknownMethod,
+        UnknownSlot,
+        UnsendableParam,
+        Unsupported,
+        UnusableArgument,
+        UnusableToken,
+        VcpuEndedEvent,
+        VcpuExitEvent,
+        VersionMismatch,
+        VmCreatedEvent,
+        VmDestroyedEvent,
+        VmmdError,
+        VmStartedEvent,
+        VmStoppedEvent,
+        calls,
+    )
+    from .changes.dirty_log import DirtyLog
+    from .changes.hold import Hold
+    from .changes.transaction import Transaction
+    from .connection import Client, connect, from_env
+    from .events import Events
+    from .vcpu import Vcpu
+    from .vm import Vm
+    from .wire.channel import Batch
+    from .wire.http import HttpTransport
+    from .wire.transport import Link, MemoryTransport, Transport
+    from .wire.websocket import WebSocketTransport
+
+_HOMES = {
+    ".changes.dirty_log": "DirtyLog",
+    ".changes.hold": "Hold",
+    ".changes.transaction": "Transaction",
+    ".connection": "Client connect from_env",
+    ".events": "Events",
+    ".vcpu": "Vcpu",
+    ".vm": "Vm",
+    ".wire.channel": "Batch",
+    ".wire.http": "HttpTransport",
+    ".wire.transport": "Link MemoryTransport Transport",
+    ".wire.websocket": "WebSocketTransport",
+}
 
 __all__ = [
     "Address",
@@ -142,10 +165,12 @@ __all__ = [
     "Memslot",
     "Misaligned",
     "NeedsWebSocket",
+    "NestedTurn",
     "NoSuchSlot",
     "OtherEvent",
     "OutOfMemory",
     "OutOfRange",
+    "Outcome",
     "Place",
     "Plan",
     "PlanError",
@@ -170,6 +195,7 @@ __all__ = [
     "TransactionUnsettled",
     "Transport",
     "TransportError",
+    "TurnTimeout",
     "UnknownMethod",
     "UnknownSlot",
     "UnsendableParam",
@@ -187,6 +213,14 @@ __all__ = [
     "VmStoppedEvent",
     "VmmdError",
     "WebSocketTransport",
+    "calls",
     "connect",
     "from_env",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = getter(__name__, _HOMES, "..")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

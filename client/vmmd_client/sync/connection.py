@@ -15,14 +15,13 @@ from typing import Any, Literal, Self
 from vmmd.api.isa import AssembleResult, Line
 from vmmd.api.system import InfoResult, VmInfo
 
-from ..connection import KVM_API_VERSION
 from ..errors import ConnectError, VersionMismatch
 from ..events import Place
 from ..wire import calls
 from ..wire.address import Address
 from ..wire.calls import BytesLike
-from ..wire.channel import DEFAULT_TIMEOUT_S
-from ..wire.protocol import Call, T
+from ..wire.limits import DEFAULT_TIMEOUT_S
+from ..wire.protocol import KVM_API_VERSION, Call, T
 from ..wire.retry import DEFAULT_ATTEMPTS
 from .changes.shared_vm import forget_vm
 from .events import Events

@@ -18,13 +18,11 @@ from vmmd.api.events import ProgressNotification
 
 from ..errors import CallTimeout, ProtocolError, RpcError, TransportError, UnusableArgument, VmmdError
 from . import calls
+from .limits import DEFAULT_TIMEOUT_S
 from .protocol import Call, Dialogue, Outcome, Question, T, notification
 from .retry import DEFAULT_ATTEMPTS, delays_s, may_repeat
 from .transport import Link, Transport
 from .waiting import sleep
-
-DEFAULT_TIMEOUT_S = 30.0
-"""How long a call may take beyond what it asks the daemon itself to wait, in seconds."""
 
 Progress = Callable[[int, int], None]
 """Is told now and then how far a call is: how much is done, and how much there is to do in all."""

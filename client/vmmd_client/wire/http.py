@@ -11,8 +11,8 @@ import aiohttp
 from ..errors import CallTimeout, ClientClosed, ConnectError, ConnectTimeout, Disconnected, TransportError
 from .address import Address
 from .http_session import HttpSession
+from .limits import CONNECT_TIMEOUT_S, MAX_CONNECTIONS
 from .protocol import Question
-from .transport import CONNECT_TIMEOUT_S, MAX_CONNECTIONS
 from .websocket import SocketLink, open_link
 
 _MOST_AT_ONCE_BYTES = 1 << 20

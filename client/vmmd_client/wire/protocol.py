@@ -21,6 +21,9 @@ from vmmd.api.methods import METHODS
 
 from ..errors import ProtocolError, RpcError, UnsendableParam, rpc_error
 
+KVM_API_VERSION = 12
+"""What KVM_GET_API_VERSION has given since 2007; a VMM refuses anything else."""
+
 _ENDED_WITH_THEIR_CONNECTION = frozenset({"vm.advance"})
 """What a daemon ends, part done, when its connection goes: sent again, it would do more than was asked."""
 

@@ -12,15 +12,6 @@ from typing import Protocol
 from ..errors import ClientClosed, ConnectError
 from .protocol import Question
 
-CONNECT_TIMEOUT_S = 5.0
-"""How long making a connection may take, in seconds."""
-
-MAX_CONNECTIONS = 64
-"""How many calls of one client by HTTP may be under way at once; more wait for a connection."""
-
-MAX_MESSAGE_BYTES = 1 << 30
-"""The largest message that is taken from a WebSocket, in bytes; the daemon's own limit is far below it."""
-
 
 class Link(Protocol):
     """A WebSocket of one's own: JSON texts there and back, in their order."""

@@ -25,9 +25,9 @@ from ..errors import (
 )
 from .address import Address
 from .http_session import HttpSession
+from .limits import CONNECT_TIMEOUT_S, MAX_MESSAGE_BYTES
 from .multiplex import Waiters
 from .protocol import Question
-from .transport import CONNECT_TIMEOUT_S, MAX_MESSAGE_BYTES
 
 HEARTBEAT_S = 20.0
 """How often a WebSocket is asked for a sign of life, in seconds; without one the connection counts as lost."""

@@ -16,7 +16,8 @@ from typing import Any, Self
 
 from ...errors import CallTimeout, TransportError, UnusableArgument, VmmdError
 from ...wire import calls
-from ...wire.channel import DEFAULT_TIMEOUT_S, Progress, Reply, _left_s, _tell
+from ...wire.channel import Progress, Reply, _left_s, _tell
+from ...wire.limits import DEFAULT_TIMEOUT_S
 from ...wire.protocol import Call, Dialogue, Question, T, notification
 from ...wire.retry import DEFAULT_ATTEMPTS, delays_s, may_repeat
 from .transport import Link, Transport

@@ -9,8 +9,8 @@ import threading
 
 from ...errors import ClientClosed, Disconnected, HttpRefused
 from ...wire.address import Address
+from ...wire.limits import MAX_CONNECTIONS
 from ...wire.protocol import Question
-from ...wire.transport import MAX_CONNECTIONS
 from .sockets import Deadline, end_socket, header_bytes, is_stale, open_socket, told_as_ours
 from .websocket import SocketLink, open_link
 

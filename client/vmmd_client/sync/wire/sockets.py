@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from ...errors import CallTimeout, ConnectError, ConnectTimeout, Disconnected
 from ...wire.address import Address, authorization
-from ...wire.transport import CONNECT_TIMEOUT_S
+from ...wire.limits import CONNECT_TIMEOUT_S
 
 
 class Deadline:

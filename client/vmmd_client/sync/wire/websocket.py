@@ -37,9 +37,9 @@ from ...errors import (
     VmmdError,
 )
 from ...wire.address import Address
+from ...wire.limits import CONNECT_TIMEOUT_S, MAX_MESSAGE_BYTES
 from ...wire.multiplex import Waiters
 from ...wire.protocol import Question
-from ...wire.transport import CONNECT_TIMEOUT_S, MAX_MESSAGE_BYTES
 from .sockets import Deadline, header_bytes, open_socket, told_as_ours, wait_readable
 
 STEP_TIMEOUT_S = 30.0
