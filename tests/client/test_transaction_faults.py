@@ -416,6 +416,23 @@ async def test_a_vm_with_dirty_rings_has_its_logged_slots_changed_as_the_dry_run
         assert (await vm.get_memory_regions()).slots[0].flags == 0
 
 
+@pytest.mark.parametrize("with_bitmap", [False, True])
+async def test_a_hold_takes_a_huge_logged_slot_of_a_vm_with_dirty_rings(with_bitmap: bool):
+    async with core(guest_memory_bytes=1 << 34) as (client, _):
+        vm = await client.kvm.create_vm()
+        await vm.enable_cap("KVM_CAP_DIRTY_LOG_RING_ACQ_REL", [65_536])
+        if with_bitmap:
+            await vm.enable_cap("KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP", [0])
+        size = (LOG_PART_PAGES + 64) * PAGE
+        memory = await vm.map_host_memory(size, sparse=True)
+        async with vm.transaction() as t:
+            t.create(guest_phys_addr=0, memory_size=size, userspace_addr=memory, flags=LOG)
+        async with vm.hold() as hold, hold.transaction() as t:
+            t.move(0, 1 << 40)
+        assert (await vm.get_memory_regions()).slots[0].guest_phys_addr == 1 << 40
+        assert len(t.result.dirty) == with_bitmap
+
+
 def split_in_middle(t: Transaction) -> None:
     t.split(0, 8 * PAGE)
 

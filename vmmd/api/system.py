@@ -72,6 +72,10 @@ class VmInfo(Result):
     )
     vcpus: tuple[int, ...] = Field(description="The vCPUs' ids, in order.")
     generation: Count = Field(description="The slot table's generation.")
+    dirty_log: str = Field(
+        default="bitmap",
+        description='How logged slots are logged: "bitmap", "ring" (there is no bitmap), or "ring_with_bitmap".',
+    )
     ended: tuple[EndedVcpu, ...] = Field(description="The vCPUs whose run loop has ended by itself, and by what.")
 
 

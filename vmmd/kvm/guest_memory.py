@@ -336,8 +336,15 @@ class GuestMemory:
     def _bitmap(self, npages: int, *, initially_set: bool = False) -> DirtyBitmap:
         return DirtyBitmap(npages, self._engine, self._ledger, initially_set=initially_set)
 
+    @property
+    def dirty_log(self) -> str:
+        """How logged slots are logged: "bitmap", "ring" or "ring_with_bitmap"."""
+        if not self._ring_bytes:
+            return "bitmap"
+        return "ring_with_bitmap" if self._rings_have_bitmaps else "ring"
+
     def _check_log_call(self, slot: int) -> None:
-        if self._ring_bytes and not self._rings_have_bitmaps:
+        if self.dirty_log == "ring":
             raise KvmError(errno.ENXIO, "the VM logs to dirty rings alone: harvest them")
         if slot >> 16 or slot >= USER_MEM_SLOTS:
             raise KvmError(errno.EINVAL, f"slot {slot:#x} is out of range: ids are below {USER_MEM_SLOTS}")

@@ -77,6 +77,11 @@ class Vm:
         """The slot table's generation: one more for every table published."""
         return self._memory.view.memslots.generation
 
+    @property
+    def dirty_log(self) -> str:
+        """How logged slots are logged: "bitmap", "ring" (which have none) or "ring_with_bitmap"."""
+        return self._memory.dirty_log
+
     def check_generation(self, wanted: int) -> None:
         """Refuse a call that was made for another slot table, with ESTALE."""
         self._gate.check_generation(wanted)

@@ -103,15 +103,16 @@ def _end_at(order: Order, view: DirtyView, maps: list[SlotMap], index: int, erro
     """Undo the changes before the one that was not done, in one call, and raise for it."""
     if index == 0:
         raise refusal(order, error, "nothing was done, the map is as it was") if isinstance(error, RpcError) else error
-    stand = "the steps before it stand"
-    undone = False
+    undone, why = False, "others have changed the map meanwhile"
     try:
         undone = yield from _turn_back(order, view, maps[: index + 1])
     except VmmdError as failed:
-        outcome = f"{stand}, since they could not be undone ({failed})"
+        why = f"they could not be undone ({failed})"
+    if undone:
+        outcome = "the steps before it were undone, the map is as it was"
     else:
-        undo = "the steps before it were undone, the map is as it was"
-        outcome = undo if undone else f"{stand}, since others have changed the map meanwhile"
+        then = "a new transaction reads the map and can do the rest, and one with hold=True is done whole or not at all"
+        outcome = f"the steps before it stand, since {why}; {then}"
     raise refusal_of(order, index, error, outcome, rolled_back=undone)
 
 

@@ -52,7 +52,13 @@ def commit_inside(order: Order, limits: BodySize, view: DirtyView) -> Script[Tra
         TransactionRefused: a step was refused; the hold has failed, and its resume undoes all.
         TransportError, ProtocolError: an answer is lost; the hold is ended, and all is rolled back.
     """
-    entries = _work(order, limits, _large(order.plan), if_generation=order.generation)
+    large = _large(order.plan)
+    if large:
+        # A refused call would fail the hold, so it is asked before whether there are bitmaps.
+        [answer] = yield Exchange((calls.list_vms(),))
+        if any(info.vm == order.vm and info.dirty_log == "ring" for info in answer.result()):
+            large = frozenset()
+    entries = _work(order, limits, large, if_generation=order.generation)
     dirty: list[DirtyBitmap] = []
     generation = order.generation
     for body in cut(entries, limits):

@@ -9,7 +9,7 @@ import secrets
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ..errors import VmmdError
+from ..errors import BadVm, Outcome, VmmdError
 from ..slots.draft import Draft
 from ..slots.memslots import Memslot, SlotMap, SlotTable
 from ..slots.plan import Plan
@@ -129,8 +129,10 @@ class Transaction:
             )
         try:
             self._table = await self._vm.slot_table()
-        except BaseException:
+        except BaseException as error:
             self._end()
+            if isinstance(error, VmmdError) and not isinstance(error, BadVm):
+                error.outcome = Outcome.NOTHING_DONE
             raise
         self._draft = Draft(self._table.slots)
         return self

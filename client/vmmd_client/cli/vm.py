@@ -36,7 +36,8 @@ def vm() -> None:
 async def list_(vmmd: Client, screen: Screen) -> None:
     """List the VMs, and what ended their vCPUs' runs.
 
-    JSON: [{"vm", "name", "execution", "state", "vcpus": [id], "generation", "ended": [{"vcpu", "exit", "error"}]}]
+    JSON: [{"vm", "name", "execution", "state", "vcpus": [id], "generation", "dirty_log",
+    "ended": [{"vcpu", "exit", "error"}]}]
     """
     infos = await vmmd.kvm.list_vms()
     rows = [

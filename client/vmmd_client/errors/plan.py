@@ -1,10 +1,12 @@
 """What cannot be meant, so that nothing was sent: the branch of `PlanError`."""
 
-from .root import VmmdError
+from .root import Outcome, VmmdError
 
 
 class PlanError(VmmdError):
     """A transaction that cannot be meant: an unknown slot, a merge of slots that do not touch. Nothing was sent."""
+
+    outcome = Outcome.NOTHING_DONE
 
 
 class UnknownSlot(PlanError):

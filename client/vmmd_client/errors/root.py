@@ -7,7 +7,7 @@ class Outcome(enum.Enum):
     """What became of a transaction that ended with an error."""
 
     NOTHING_DONE = "the map is as it was"
-    PART_DONE = "steps before the one that the error names stand"
+    PART_DONE = "steps before the one that the error names stand: a new transaction reads the map and does the rest"
     UNKNOWN = "it could not be learned: read the map anew"
 
 

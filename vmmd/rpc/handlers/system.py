@@ -60,6 +60,7 @@ def _vm_info(machine: Machine) -> system.VmInfo:
         state=machine.state.value,
         vcpus=tuple(sorted(machine.vm.vcpus)),
         generation=machine.vm.generation,
+        dirty_log=machine.vm.dirty_log,
         ended=tuple(_ended(vcpu, end) for vcpu, end in sorted(machine.ended.items())),
     )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from ...changes.commit import commit, dry_run
 from ...changes.order import Order, TransactionResult, check_wait_ms
-from ...errors import VmmdError
+from ...errors import BadVm, Outcome, VmmdError
 from ...slots.draft import Draft
 from ...slots.memslots import Memslot, SlotMap, SlotTable
 from ...slots.plan import Plan
@@ -128,8 +128,10 @@ class Transaction:
             )
         try:
             self._table = self._vm.slot_table()
-        except BaseException:
+        except BaseException as error:
             self._end()
+            if isinstance(error, VmmdError) and not isinstance(error, BadVm):
+                error.outcome = Outcome.NOTHING_DONE
             raise
         self._draft = Draft(self._table.slots)
         return self
