@@ -19,7 +19,7 @@ from .events import Events, Place
 from .vm import Vm
 from .wire import calls
 from .wire.address import Address
-from .wire.calls import BytesLike
+from .wire.call_options import BytesLike
 from .wire.channel import Batch, Channel
 from .wire.http import HttpTransport
 from .wire.limits import DEFAULT_TIMEOUT_S

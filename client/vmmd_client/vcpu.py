@@ -9,7 +9,7 @@ from typing import Unpack
 from vmmd.api.vcpus import RunResult, StatsResult
 
 from .wire import calls
-from .wire.calls import BytesLike, ChangeOptions
+from .wire.call_options import BytesLike, ChangeOptions
 from .wire.channel import Channel
 
 
@@ -37,7 +37,7 @@ class Vcpu:
         Args:
             data: the bytes that end a pending MMIO or port read; left out: zeros.
             timeout_ms: after so many milliseconds the run is interrupted as by a signal.
-            **options: see `calls.ChangeOptions`.
+            **options: see `call_options.ChangeOptions`.
 
         Raises:
             Interrupted: EINTR; the error's data holds the exit reason.
@@ -53,7 +53,7 @@ class Vcpu:
 
         Args:
             count: how many at most; left out: the daemon's default, 4,096.
-            **options: see `calls.ChangeOptions`.
+            **options: see `call_options.ChangeOptions`.
 
         Returns:
             (slot id, page number in the slot) in the order in which the vCPU dirtied them; empty where there is none.

@@ -21,7 +21,7 @@ from .slots.memslots import Memslot, SlotMap, SlotTable, with_call
 from .vcpu import Vcpu
 from .vm_memory import VmMemory
 from .wire import calls
-from .wire.calls import BytesLike, ChangeOptions, GatedChangeOptions
+from .wire.call_options import BytesLike, ChangeOptions, GatedChangeOptions
 from .wire.channel import Channel, Progress
 
 
@@ -85,7 +85,7 @@ class Vm(VmMemory):
         Args:
             regions: the changes, in their order; a size of 0 deletes, and an id may occur twice.
             dry_run: check everything, and change nothing.
-            **options: see `calls.GatedChangeOptions`.
+            **options: see `call_options.GatedChangeOptions`.
 
         Raises:
             InvalidArgument: a field breaks a rule; the error's data has the change's `index`.
@@ -137,7 +137,7 @@ class Vm(VmMemory):
             slot: the slot's id.
             first_page: the first page, a multiple of 64; with `num_pages` it takes a part of a large bitmap.
             num_pages: how many pages, a multiple of 64 or up to the slot's end.
-            **options: see `calls.GatedChangeOptions`.
+            **options: see `call_options.GatedChangeOptions`.
 
         Returns:
             The bitmap: bit j of byte k is page 8k+j, in whole 64-bit words.
@@ -165,7 +165,7 @@ class Vm(VmMemory):
         Args:
             cap: "KVM_CAP_…".
             args: up to four 64-bit arguments.
-            **options: see `calls.ChangeOptions`.
+            **options: see `call_options.ChangeOptions`.
 
         Raises:
             InvalidArgument: no such capability, or one that cannot be switched on.
@@ -201,7 +201,7 @@ class Vm(VmMemory):
             hold: the hold's name; None: every KVM_RUN ends with EINTR until the raw resume.
             wait_ms: how long the kick waits for its turn and for the vCPUs; left out: the daemon's setting.
             lease_ms: for how long the hold stays open without a renewal; left out: the daemon's setting.
-            **options: see `calls.ChangeOptions`.
+            **options: see `call_options.ChangeOptions`.
 
         Raises:
             KickTimeout: the turn or the vCPUs did not come in time.
@@ -275,7 +275,7 @@ class Vm(VmMemory):
 
         Args:
             mmio: what a stray MMIO exit does: "stop" ends that vCPU's loop, "ones" has loads read all ones.
-            **options: see `calls.ChangeOptions`.
+            **options: see `call_options.ChangeOptions`.
 
         Raises:
             HoldConflict: the loops run already.
@@ -302,7 +302,7 @@ class Vm(VmMemory):
             progress: `progress(done, total)` is called some four times a second, in instructions. The call then goes by
                 a WebSocket of its own, also where others go by HTTP, and its time is that between two of these calls;
                 what the function raises ends the advance.
-            **options: see `calls.ChangeOptions`.
+            **options: see `call_options.ChangeOptions`.
 
         Raises:
             InvalidArgument: the VM is parallel.
@@ -323,7 +323,7 @@ class Vm(VmMemory):
         Args:
             data: the file, compiled with -march=rv64ima_zicsr_zifencei -mabi=lp64 and linked statically.
             vcpu: the id of the vCPU whose pc becomes the entry; left out: none's.
-            **options: see `calls.GatedChangeOptions`.
+            **options: see `call_options.GatedChangeOptions`.
 
         Returns:
             The entry, and the addresses of functions, objects and labels by their names.

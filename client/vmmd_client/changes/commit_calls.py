@@ -9,6 +9,7 @@ from ..slots.memslots import Memslot, SlotMap, deletion_of
 from ..slots.plan import Change
 from ..wire import calls
 from ..wire.bodies import SMALL, BodySize, Entry, size_of
+from ..wire.call_options import GatedChangeOptions
 from .commit_held import MAX_LIST, logs_of
 from .dirty import DirtyBitmap, DirtyView
 from .order import Order, TransactionResult, refusal, refusal_of
@@ -19,7 +20,7 @@ from .settle import map_of, was_done
 def list_entry(order: Order, *, dry_run: bool = False) -> Entry:
     """Give the call that makes all changes of a plan, or checks them."""
     regions = [change.region for change in order.plan.changes]
-    options = calls.GatedChangeOptions(if_generation=order.generation, wait_ms=order.wait_ms)
+    options = GatedChangeOptions(if_generation=order.generation, wait_ms=order.wait_ms)
     return Entry(calls.set_user_memory_region_list(order.vm, regions, dry_run=dry_run, **options))
 
 
@@ -72,7 +73,7 @@ def commit_by_calls(order: Order, view: DirtyView) -> Script[TransactionResult]:
     answer_was_lost = False
     for index, change in enumerate(changes):
         maps.append(_with(maps[-1], change))
-        options = calls.GatedChangeOptions(if_generation=generation, wait_ms=order.wait_ms)
+        options = GatedChangeOptions(if_generation=generation, wait_ms=order.wait_ms)
         try:
             [answer] = yield Exchange((calls.set_user_memory_region(order.vm, change.region, **options),))
             generation = answer.result()
@@ -134,7 +135,7 @@ def _turn_back(order: Order, view: DirtyView, maps: list[SlotMap]) -> Script[boo
                 return False
             back.append(old)
             standing[slot] = old
-    options = calls.GatedChangeOptions(if_generation=table.generation, wait_ms=order.wait_ms)
+    options = GatedChangeOptions(if_generation=table.generation, wait_ms=order.wait_ms)
     [answer] = yield Exchange((calls.set_user_memory_region_list(order.vm, back, **options),))
     _carried(answer.result(), view)
     return True

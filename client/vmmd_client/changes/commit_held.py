@@ -18,7 +18,7 @@ from ..slots.memslots import Memslot
 from ..slots.plan import Change, Plan, bitmap_bytes
 from ..wire import calls
 from ..wire.bodies import SMALL, BodySize, Entry, cut, size_of
-from ..wire.calls import GatedChangeOptions
+from ..wire.call_options import GatedChangeOptions
 from .dirty import PAGE_SIZE, DirtyBitmap, DirtyView, Unsettled
 from .order import Order, TransactionResult, refusal_of
 from .script import LOST, NOT_SENT, Answer, Exchange, Script

@@ -15,6 +15,7 @@ from ..slots.memslots import Memslot
 from ..slots.plan import PAGES_PER_WORD
 from ..wire import calls
 from ..wire.bodies import SMALL, Entry, cut
+from ..wire.call_options import GatedChangeOptions
 from .commit_held import LOG_PART_PAGES
 from .dirty import PAGE_SIZE, DirtyBitmap, DirtyPages, DirtyView
 from .script import LOST, NOT_SENT, Answer, Exchange, Script
@@ -103,7 +104,7 @@ def _fetch_body(question: Question, view: DirtyView, generation: int, body: list
 
 def _clear(question: Question, generation: int, parts: list[_Part], answers: list[Answer]) -> Script[list[Answer]]:
     """Clear what was fetched: a page that is stored to from here on is dirty anew."""
-    options = calls.GatedChangeOptions(if_generation=generation, wait_ms=question.wait_ms)
+    options = GatedChangeOptions(if_generation=generation, wait_ms=question.wait_ms)
     clears = [
         calls.clear_dirty_log(question.vm, part.slot, part.first_page, part.num_pages, answer.value, **options)
         for part, answer in zip(parts, answers, strict=True)
@@ -115,7 +116,7 @@ def _clear(question: Question, generation: int, parts: list[_Part], answers: lis
 
 
 def _parts(question: Question, table: RegionsResult) -> Iterator[_Part]:
-    options = calls.GatedChangeOptions(if_generation=table.generation, wait_ms=question.wait_ms)
+    options = GatedChangeOptions(if_generation=table.generation, wait_ms=question.wait_ms)
     for slot in map_of(table).values():
         if not slot.is_logged:
             continue

@@ -9,7 +9,7 @@ class TransactionRefused(VmmdError):
     Attributes:
         step: the index of the step in the transaction's plan.
         what: the step in words.
-        rolled_back: True where a hold undid all steps, or where there was no hold and those before this one were undone.
+        rolled_back: True where a hold undid all steps, or those before this one were undone where there was no hold.
             False where they could not be: they stand, and those behind it were not done. That is so where the daemon
             vanishes between two steps, and `outcome` is PART_DONE: once it is back, a new transaction reads the map
             and does what is missing. With `hold=True` a transaction is done whole or not at all.

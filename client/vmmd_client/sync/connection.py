@@ -19,7 +19,7 @@ from ..errors import ConnectError, VersionMismatch
 from ..events import Place
 from ..wire import calls
 from ..wire.address import Address
-from ..wire.calls import BytesLike
+from ..wire.call_options import BytesLike
 from ..wire.limits import DEFAULT_TIMEOUT_S
 from ..wire.protocol import KVM_API_VERSION, Call, T
 from ..wire.retry import DEFAULT_ATTEMPTS

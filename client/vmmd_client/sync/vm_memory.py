@@ -8,7 +8,7 @@
 from typing import Unpack
 
 from ..wire import calls
-from ..wire.calls import BytesLike, GatedChangeOptions, GateOptions
+from ..wire.call_options import BytesLike, GatedChangeOptions, GateOptions
 from .wire.channel import Channel
 
 
@@ -35,7 +35,7 @@ class VmMemory:
             size: bytes, whole pages.
             name: a name for people.
             sparse: count only the pages that are touched against the limits, and not the size.
-            **options: see `calls.GatedChangeOptions`.
+            **options: see `call_options.GatedChangeOptions`.
 
         Raises:
             InvalidArgument: the size is 0 or not of whole pages.

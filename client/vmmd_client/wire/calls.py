@@ -8,7 +8,7 @@ import base64
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, Unpack
 
 from vmmd.api.events import SubscribeResult
 from vmmd.api.holds import KickResult, ResumeResult
@@ -20,50 +20,8 @@ from vmmd.api.vcpus import RunResult, StatsResult
 
 from ..errors import UnsendableParam
 from ..slots.memslots import Memslot
+from .call_options import BytesLike, ChangeOptions, GatedChangeOptions, GateOptions
 from .protocol import Call, T
-
-BytesLike = bytes | bytearray | memoryview
-"""What is taken for bytes; so is anything else that has a buffer."""
-
-
-class CallOptions(TypedDict, total=False):
-    """What every call takes.
-
-    Attributes:
-        deadline_ms: how long the daemon may work on the call, in milliseconds; then it ends the call with KickTimeout.
-            Left out: as long as it takes.
-    """
-
-    deadline_ms: int
-
-
-class ChangeOptions(CallOptions, total=False):
-    """What every call that changes a VM takes.
-
-    Attributes:
-        if_generation: refuse the call with StaleGeneration unless the slot table still has this generation.
-        request_id: the call's own name: the daemon gives a repeat of it the first success again, and does nothing
-            twice. Left out, the library makes one for each call, which covers its own repetitions.
-    """
-
-    if_generation: int
-    request_id: str
-
-
-class GateOptions(CallOptions, total=False):
-    """What every call that uses memslots takes.
-
-    Attributes:
-        hold: the name of the open hold that the call belongs to.
-        wait_ms: how long to wait while somebody else's hold is open, in milliseconds; left out: not at all.
-    """
-
-    hold: str
-    wait_ms: int
-
-
-class GatedChangeOptions(GateOptions, ChangeOptions, total=False):
-    """What every call takes that uses memslots and changes the VM."""
 
 
 def raw(method: str, params: Mapping[str, Any]) -> Call[Any]:
