@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from vmmd_client import Disconnected, HoldConflict, ProtocolError
+from vmmd_client import Disconnected, HoldConflict, ProtocolError, UnusableArgument
 from vmmd_client.local_daemon import local_daemon
 from vmmd_client.testing import Fault, MemoryDaemon
 
@@ -58,6 +58,13 @@ async def test_what_the_listener_raises_ends_the_call(daemon: MemoryDaemon, twin
     async with client(daemon, twin) as vmmd:
         with pytest.raises(Enough):
             await (await vmmd.do("vm", "vm1")).do("advance", 100, progress=until(1, []))
+
+
+async def test_a_listener_that_cannot_be_called_is_refused_before_anything_is_sent(daemon: MemoryDaemon, twin: str):
+    async with client(daemon, twin) as vmmd:
+        with pytest.raises(UnusableArgument, match="progress"):
+            await (await vmmd.do("vm", "vm1")).do("advance", 100, progress="yes")
+    assert [call.method for call in daemon.calls] == ["kvm.get_api_version"]
 
 
 async def test_progress_of_another_shape_is_a_protocol_error(daemon: MemoryDaemon, twin: str):

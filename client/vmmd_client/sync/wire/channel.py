@@ -58,10 +58,13 @@ class Channel:
                 from one word to the next, and what this function raises ends it.
 
         Raises:
+            UnusableArgument: `progress` cannot be called; nothing was sent.
             TransportError: no answer came.
             ProtocolError: the answer is none.
             RpcError: the daemon answered with an error.
         """
+        if progress is not None and not callable(progress):
+            raise UnusableArgument("progress", f"a function of (done, total) is wanted, and not {progress!r}")
         question = self.dialogue.ask(call)
         answer = self._exchange(question, self._timeout_s + call.allowed_wait_s, progress)
         reply = Reply(call)
