@@ -121,6 +121,8 @@ async def test_a_hold_takes_a_huge_logged_slot_of_a_vm_with_dirty_rings(with_bit
         await vm.enable_cap("KVM_CAP_DIRTY_LOG_RING_ACQ_REL", [65_536])
         if with_bitmap:
             await vm.enable_cap("KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP", [0])
+        [info] = await client.kvm.list_vms()
+        assert info.dirty_log == ("ring_with_bitmap" if with_bitmap else "ring")
         size = (LOG_PART_PAGES + 64) * PAGE
         memory = await vm.map_host_memory(size, sparse=True)
         async with vm.transaction() as t:

@@ -202,6 +202,8 @@ async def test_a_long_table_is_had_in_parts_within_the_limit(wire: Wire, vm: str
 
 
 def test_vms_in_a_list_are_cut_too() -> None:
-    info = VmInfo(vm="v", name="n", execution="parallel", state="created", vcpus=(0,), generation=1, ended=())
+    info = VmInfo(
+        vm="v", name="n", execution="parallel", state="created", vcpus=(0,), generation=1, dirty_log="bitmap", ended=()
+    )
     adapter = TypeAdapter(list[VmInfo])
     assert b"".join(pieces(adapter, [info] * 100)) == adapter.dump_json([info] * 100)
