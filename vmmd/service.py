@@ -11,7 +11,7 @@ import asyncio
 import errno
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,9 +29,9 @@ from vmmd.machine.machine import Machines
 from vmmd.rpc.admission import Admission
 from vmmd.rpc.call_log import CallLog
 from vmmd.rpc.caller import Caller
-from vmmd.rpc.dispatch import CallDone, Dispatcher, DispatchLimits
+from vmmd.rpc.dispatch import Answer, CallDone, Dispatcher, DispatchLimits
 from vmmd.rpc.errors import CallError
-from vmmd.rpc.handlers import About, Core, execute
+from vmmd.rpc.handlers import About, Core, execute, execute_at_once
 from vmmd.rpc.journal import Journal
 from vmmd.rpc.metrics import Gauges, Metrics
 from vmmd.rpc.pages import page_routes
@@ -70,7 +70,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._traffic = Traffic(settings.limits.calls_in_flight_per_client)
+        self._traffic = Traffic(settings.limits.calls_in_flight_per_client, settings.limits.unread_bytes)
         self._admission = Admission(settings.limits.connections)
         self._runners: list[web.AppRunner] = []
         self._inside: _Inside | None = None
@@ -158,9 +158,9 @@ class Service:
         await core.machines.close()
         await core.kvm.close()
 
-    async def _dispatch(self, body: bytes, caller: Caller) -> bytes | None:
+    def _dispatch(self, body: bytes, caller: Caller) -> Answer | Awaitable[Answer]:
         assert self._inside is not None, "no call is taken before the start"  # noqa: S101
-        return await self._inside.dispatcher.dispatch(body, caller)
+        return self._inside.dispatcher.begin(body, caller)
 
     async def _render(self) -> bytes:
         assert self._inside is not None, "nothing is rendered before the start"  # noqa: S101
@@ -198,6 +198,7 @@ class Service:
                 batch_calls=limits.batch_calls, reply_bytes=limits.reply_bytes, json_depth=limits.json_depth
             ),
             observe,
+            partial(execute_at_once, core),
         )
         return _Inside(core, dispatcher, metrics, call_log)
 

@@ -14,7 +14,7 @@ REPLY_BYTES = 1 << 16
 
 def open_traffic() -> Traffic:
     """Give traffic that takes calls."""
-    traffic = Traffic(calls_in_flight_per_client=2)
+    traffic = Traffic(calls_in_flight_per_client=2, unread_bytes=64 << 20)
     traffic.phase = Phase.READY
     return traffic
 

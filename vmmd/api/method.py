@@ -59,15 +59,22 @@ class Method:
     ioctl: str | None = None
     errors: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def gated(self) -> bool:
         """Whether the call uses memslots, and so stays out while somebody else holds the VM."""
         return issubclass(self.params, GateOptions)
 
-    @property
+    @cached_property
     def may_be_large(self) -> bool:
         """Whether a result may be too large for the reply, and so may be large."""
         return "E2BIG" in self.errors
+
+    @cached_property
+    def no_params(self) -> Params | None:
+        """The parameters of a call that gives none; None where there are some that it has to give."""
+        if any(field.is_required() for field in self.params.model_fields.values()):
+            return None
+        return self.params()
 
     @cached_property
     def result_adapter(self) -> TypeAdapter[Any]:

@@ -58,12 +58,15 @@ class Connection(Protocol):
     def hold_of(self, vm: Holder) -> str | None:
         """Give the open hold of a VM that an earlier body has left open; None where there is none."""
 
-    def begin(self, method: str) -> None:
-        """Let a call begin; it is under way until `end`.
+    def check_may_begin(self, method: str) -> None:
+        """Check that a call may begin now.
 
         Raises:
             CallError: EAGAIN; so many are under way already.
         """
+
+    def begin(self) -> None:
+        """Take note that a call begins; it is under way until `end`."""
 
     def end(self) -> None:
         """Take note that a call is over."""
@@ -135,6 +138,15 @@ class Caller:
             self._room = self._outbox.inside if inside else self._outbox.outside
             await self._room.take(size)
             self._room_bytes = size
+
+    def check_may_begin(self, method: Method) -> None:
+        """Check that a call may begin now.
+
+        Raises:
+            CallError: EAGAIN; so many of the connection are under way already.
+        """
+        if self.connection is not None:
+            self.connection.check_may_begin(method.name)
 
     def answered(self, size: int) -> None:
         """Take note of what the answer has come to, in bytes."""
@@ -215,8 +227,9 @@ class Caller:
                 raise _cancelled()
             if deadline_s is not None and asyncio.get_running_loop().time() >= deadline_s:
                 raise _late()
+            self.check_may_begin(method)
             if self.connection is not None:
-                self.connection.begin(method.name)
+                self.connection.begin()
                 self.running = call_id
         except CallError:
             work.close()

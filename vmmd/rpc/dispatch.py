@@ -8,13 +8,16 @@ A body goes through three steps. Decode: the text becomes one request or a batch
 call or an error, before the first is carried out. Carry out: one after another, in the order in which they stand. The
 scope is told of every entry that failed, and of those found in the check before the first call, so that what the calls
 of a batch keep open can be undone.
+
+A call that is alone in its body, and that nobody has to wait for, is answered at once: no task, no coroutine, and none
+of what interrupts calls that wait.
 """
 
 import asyncio
 import difflib
 import errno
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -65,6 +68,12 @@ ScopeT = TypeVar("ScopeT", bound=Scope)
 Execute = Callable[[Method, Params, ScopeT], Coroutine[Any, Any, bytes]]
 """Carries out one checked call and gives the JSON text of its result, or raises `CallError`."""
 
+ExecuteAtOnce = Callable[[Method, Params, ScopeT], bytes | None]
+"""Does the same here and now, and leaves nothing open; None, with nothing done, where the call would have to wait."""
+
+Answer = bytes | None
+"""The text of the answer to a body, or None where nothing is to be said: to notifications alone."""
+
 
 @dataclass(frozen=True)
 class DispatchLimits:
@@ -93,21 +102,19 @@ class CallDone(NamedTuple):
     cause: Exception | None = None
 
 
+Dispatch = Callable[[bytes, Caller], Answer | Awaitable[Answer]]
+"""Answers one body, at once or when it is done."""
+
 Observe = Callable[[Sequence[CallDone]], None]
 """Takes note of the calls of a body once all of them are over: then nothing that it costs is in a hold's pause."""
 
 
 class _Call(NamedTuple):
-    """A request that can be carried out.
-
-    `request_id` is its id as JSON text, None for a notification. `deadline_s`: when it is to be over, on the event
-    loop's clock; None: whenever it is.
-    """
+    """A request that can be carried out. `request_id` is its id as JSON text, None for a notification."""
 
     request_id: bytes | None
     method: Method
     params: Params
-    deadline_s: float | None
 
 
 class _Refusal(NamedTuple):
@@ -127,6 +134,7 @@ class Dispatcher(Generic[ScopeT]):
         scope: Makes the scope of one body; it is given the bytes that the answer may have, and who waits for it.
         limits: What a body and its answer may amount to.
         observe: Takes note of the calls of a body.
+        at_once: Carries out one call, if it need not wait.
     """
 
     def __init__(
@@ -136,9 +144,11 @@ class Dispatcher(Generic[ScopeT]):
         scope: Callable[[int, Caller], ScopeT],
         limits: DispatchLimits,
         observe: Observe = lambda _calls: None,
+        at_once: ExecuteAtOnce[ScopeT] = lambda _method, _params, _scope: None,
     ) -> None:
         self._methods = methods
         self._execute = execute
+        self._at_once = at_once
         self._scope = scope
         self._limits = limits
         self._observe = observe
@@ -148,31 +158,40 @@ class Dispatcher(Generic[ScopeT]):
         """Answer every call from now on with this error."""
         self._closed = error
 
-    async def dispatch(self, body: bytes, caller: Caller) -> bytes | None:
-        """Answer one body.
+    async def dispatch(self, body: bytes, caller: Caller) -> Answer:
+        """Answer one body; see `begin`."""
+        answer = self.begin(body, caller)
+        return answer if answer is None or isinstance(answer, bytes) else await answer
+
+    def begin(self, body: bytes, caller: Caller) -> Answer | Awaitable[Answer]:
+        """Answer one body at once, or give what will have its answer.
 
         Args:
             body: The text of a request or a batch.
             caller: Who waits for the answer.
-
-        Returns:
-            The text of the answer, or None where nothing is to be said: to notifications alone.
         """
-        is_large = len(body) > _LARGE_BODY_BYTES
+        if len(body) > _LARGE_BODY_BYTES:
+            return self._dispatch_large(body, caller)
         try:
-            value = await asyncio.to_thread(self._decode, body) if is_large else self._decode(body)
+            value = self._decode(body)
         except JsonError as error:
             return self._refuse(CallError(PARSE_ERROR, str(error)))
-        if not isinstance(value, list):
-            answers = await self._answer_all([value], caller, is_large=is_large)
-            return answers[0] if answers else None
-        if not value:
-            return self._refuse(CallError(INVALID_REQUEST, "a batch has at least one request"))
-        if len(value) > self._limits.batch_calls:
-            message = f"a batch of {len(value)} requests is longer than limits.batch_calls = {self._limits.batch_calls}"
-            return self._refuse(CallError(INVALID_REQUEST, message))
-        answers = await self._answer_all(value, caller, is_large=is_large)
-        return b"[" + b",".join(answers) + b"]" if answers else None
+        if isinstance(value, list):
+            return self._answer_batch(value, caller, is_large=False)
+        entry = self._check(value)
+        if isinstance(entry, _Call) and entry.params.deadline_ms is None and not entry.method.may_be_large:
+            return self._answer_at_once(entry, caller)
+        return self._answer_one(entry, caller)
+
+    async def _dispatch_large(self, body: bytes, caller: Caller) -> Answer:
+        """Answer a body that a thread is to decode and to check."""
+        try:
+            value = await asyncio.to_thread(self._decode, body)
+        except JsonError as error:
+            return self._refuse(CallError(PARSE_ERROR, str(error)))
+        if isinstance(value, list):
+            return await self._answer_batch(value, caller, is_large=True)
+        return await self._answer_one(await asyncio.to_thread(self._check, value), caller)
 
     def _decode(self, body: bytes) -> Any:
         return decode(body, max_depth=self._limits.json_depth)
@@ -182,13 +201,42 @@ class Dispatcher(Generic[ScopeT]):
         self._observe([CallDone(None, None, 0, error)])
         return error.text(b"null")
 
-    async def _answer_all(self, values: Sequence[Any], caller: Caller, *, is_large: bool) -> list[bytes]:
-        """Check all entries, then carry them out in their order."""
+    def _answer_at_once(self, call: _Call, caller: Caller) -> Answer | Awaitable[Answer]:
+        """Answer a call that is alone in its body and need not wait; else give what will have its answer."""
+        start = time.perf_counter_ns()
+        scope = self._scope(self._limits.reply_bytes, caller)
+        result: bytes | Exception | None
+        try:
+            caller.check_may_begin(call.method)
+            result = self._at_once(call.method, call.params, scope)
+        except Exception as error:
+            result = error
+        if result is None:
+            return self._answer_one(call, caller)
+        done: list[CallDone] = []
+        answer = self._settle(call, scope, result, start, done)
+        self._observe(done)
+        return answer
+
+    async def _answer_one(self, entry: _Call | _Refusal, caller: Caller) -> Answer:
+        answers = await self._answer_all([entry], caller, asyncio.get_running_loop().time())
+        return answers[0] if answers else None
+
+    async def _answer_batch(self, values: list[Any], caller: Caller, *, is_large: bool) -> Answer:
+        if not values:
+            return self._refuse(CallError(INVALID_REQUEST, "a batch has at least one request"))
+        if len(values) > self._limits.batch_calls:
+            message = (
+                f"a batch of {len(values)} requests is longer than limits.batch_calls = {self._limits.batch_calls}"
+            )
+            return self._refuse(CallError(INVALID_REQUEST, message))
         began_s = asyncio.get_running_loop().time()
-        if is_large:
-            entries = await asyncio.to_thread(self._check_all, values, began_s)
-        else:
-            entries = self._check_all(values, began_s)
+        entries = await asyncio.to_thread(self._check_all, values) if is_large else self._check_all(values)
+        answers = await self._answer_all(entries, caller, began_s)
+        return b"[" + b",".join(answers) + b"]" if answers else None
+
+    async def _answer_all(self, entries: Sequence[_Call | _Refusal], caller: Caller, began_s: float) -> list[bytes]:
+        """Carry checked entries out in their order; `began_s` is when their deadlines count from."""
         if caller.connection is not None:
             caller.expect(entry.request_id for entry in entries if isinstance(entry, _Call))
         room = sum(self._most_bytes(entry) for entry in entries)
@@ -202,7 +250,7 @@ class Dispatcher(Generic[ScopeT]):
         done: list[CallDone] = []
         try:
             for entry in entries:
-                answer = await self._answer(entry, scope, caller, done)
+                answer = await self._answer(entry, scope, caller, began_s, done)
                 if answer is not None:
                     scope.reply_left -= len(answer)
                     answers.append(answer)
@@ -219,34 +267,44 @@ class Dispatcher(Generic[ScopeT]):
         return self._limits.reply_bytes if length is None else 2 * length + _SMALL_RESULT_BYTES
 
     async def _answer(
-        self, entry: _Call | _Refusal, scope: ScopeT, caller: Caller, done: list[CallDone]
-    ) -> bytes | None:
+        self, entry: _Call | _Refusal, scope: ScopeT, caller: Caller, began_s: float, done: list[CallDone]
+    ) -> Answer:
         """Carry one entry out, put down how it went, and give the text of its answer."""
         if isinstance(entry, _Refusal):
             done.append(CallDone(entry.method, None, 0, entry.error))
             return None if entry.request_id is None else entry.error.text(entry.request_id)
-        request_id, method, params, deadline_s = entry
-        result = b""
-        failure: CallError | None = None
-        cause: Exception | None = None
+        request_id, method, params = entry
+        deadline_s = None if params.deadline_ms is None else began_s + params.deadline_ms / 1000
         start = time.perf_counter_ns()
+        result: bytes | Exception
         try:
             result = await caller.wait_for(request_id, method, self._execute(method, params, scope), deadline_s)
-            if request_id is not None and len(result) > max(scope.reply_left, _SMALL_RESULT_BYTES):
-                failure = self._too_long(result)
-        except CallError as error:
-            failure = error
         except Exception as error:
+            result = error
+        return self._settle(entry, scope, result, start, done)
+
+    def _settle(
+        self, call: _Call, scope: ScopeT, result: bytes | Exception, start_ns: int, done: list[CallDone]
+    ) -> Answer:
+        """Put down how a call went, tell the scope where it failed, and give the text of its answer."""
+        request_id, method, params = call
+        duration_ns = time.perf_counter_ns() - start_ns
+        vm: str | None = vars(params).get("vm")
+        cause: Exception | None = None
+        if isinstance(result, bytes):
+            if request_id is None or len(result) <= max(scope.reply_left, _SMALL_RESULT_BYTES):
+                done.append(CallDone(method, vm, duration_ns, None))
+                return None if request_id is None else b'{"jsonrpc":"2.0","result":%b,"id":%b}' % (result, request_id)
+            failure = self._too_long(result)
+        elif isinstance(result, CallError):
+            failure = result
+        else:
             # What went wrong inside is for the log alone: an exception's text may hold what the caller must not see.
-            cause = error
+            cause = result
             failure = CallError(INTERNAL_ERROR, "an error inside the daemon; its log has the details")
-        finally:
-            duration_ns = time.perf_counter_ns() - start
-            done.append(CallDone(method, vars(params).get("vm"), duration_ns, failure, cause))
-        if failure is not None:
-            scope.failed(failure)
-            return None if request_id is None else failure.text(request_id)
-        return None if request_id is None else _result_text(request_id, result)
+        done.append(CallDone(method, vm, duration_ns, failure, cause))
+        scope.failed(failure)
+        return None if request_id is None else failure.text(request_id)
 
     def _too_long(self, result: bytes) -> CallError:
         return CallError(
@@ -256,10 +314,10 @@ class Dispatcher(Generic[ScopeT]):
             {"errno": "E2BIG"},
         )
 
-    def _check_all(self, values: Sequence[Any], began_s: float) -> list[_Call | _Refusal]:
-        return [self._check(value, began_s) for value in values]
+    def _check_all(self, values: Sequence[Any]) -> list[_Call | _Refusal]:
+        return [self._check(value) for value in values]
 
-    def _check(self, value: Any, began_s: float) -> _Call | _Refusal:
+    def _check(self, value: Any) -> _Call | _Refusal:
         """Turn one entry of a body into a call, or into what is wrong with it."""
         if not isinstance(value, dict):
             return _Refusal(b"null", CallError(INVALID_REQUEST, "a request is an object"))
@@ -276,11 +334,9 @@ class Dispatcher(Generic[ScopeT]):
             error = CallError(METHOD_NOT_FOUND, self._no_method(value["method"]), inside=inside)
             return _Refusal(request_id, error)
         try:
-            params = check_params(method, value.get("params", _NO_PARAMS))
+            return _Call(request_id, method, check_params(method, value.get("params")))
         except CallError as refused:
             return _Refusal(request_id, refused, method)
-        deadline_s = None if params.deadline_ms is None else began_s + params.deadline_ms / 1000
-        return _Call(request_id, method, params, deadline_s)
 
     def _no_method(self, name: str) -> str:
         like = difflib.get_close_matches(name, self._methods, n=1) if len(name) <= LONGEST_NAME else []
@@ -296,9 +352,11 @@ def _is_inside(entries: Sequence[_Call | _Refusal]) -> bool:
 
 def _request_id(request: dict[str, Any]) -> bytes | None:
     """Give a request's id as JSON text, to the digit; None where it has none; null where it is none that may be."""
-    if "id" not in request:
+    value = request.get("id")
+    if type(value) is int:
+        return b"%d" % value
+    if value is None and "id" not in request:
         return None
-    value = request["id"]
     return b"null" if isinstance(value, _NO_IDS) or _is_too_long(value) else encode(value)
 
 
@@ -317,12 +375,11 @@ def _envelope_problem(request: dict[str, Any]) -> str | None:
         return 'the member "method" must be a string'
     if not isinstance(request.get("params", _NO_PARAMS), _PARAMS):
         return 'the member "params" must be an object or an array, or left out'
-    if isinstance(request.get("id"), _NO_IDS):
+    request_id = request.get("id")
+    if type(request_id) is int:
+        return None
+    if isinstance(request_id, _NO_IDS):
         return 'the member "id" must be a string, a number or null, or left out'
-    if _is_too_long(request.get("id")):
+    if _is_too_long(request_id):
         return f'the member "id" has more than {LONGEST_ID} characters'
     return None
-
-
-def _result_text(request_id: bytes, result: bytes) -> bytes:
-    return b'{"jsonrpc":"2.0","result":' + result + b',"id":' + request_id + b"}"

@@ -23,12 +23,16 @@ _MOST_PROBLEMS = 5
 _SHOWN, _SHOWN_ENTRIES = 60, 20
 
 
-def check_params(method: Method, given: dict[str, Any] | list[Any]) -> Params:
-    """Give the model of the parameters of a call, by name or by position.
+def check_params(method: Method, given: dict[str, Any] | list[Any] | None) -> Params:
+    """Give the model of the parameters of a call, by name or by position; None: there are none.
 
     Raises:
         CallError: -32602; a gated call that names a hold has failed inside it.
     """
+    if not given and method.no_params is not None:
+        return method.no_params
+    if given is None:
+        given = {}
     if isinstance(given, list):
         names = method.params.positions()
         if len(given) > len(names):

@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 from aiohttp import hdrs, web
@@ -22,9 +23,10 @@ from aiohttp.typedefs import Handler
 
 from vmmd.api.names import HOST_NAME
 from vmmd.rpc.caller import Caller
+from vmmd.rpc.dispatch import Answer, Dispatch
 from vmmd.rpc.outbox import until_read
 from vmmd.rpc.traffic import Traffic
-from vmmd.rpc.websocket import Dispatch, WebSocketLimits, WebSockets
+from vmmd.rpc.websocket import WebSocketLimits, WebSockets
 
 REQUEST_ID = "X-Request-Id"
 
@@ -105,18 +107,45 @@ def make_app(
         pages: The routes beside /rpc and /ws.
         observe_refusal: Told the status of each request that is refused.
     """
+    door = _Door(dispatch, limits, body_wait_ms, guard, traffic, observe_refusal)
+    app = web.Application(middlewares=[door.guarded], client_max_size=limits.body_bytes)
+    app.add_routes([web.post("/rpc", door.rpc), web.get("/ws", door.upgrade), *pages])
+    app.on_shutdown.append(door.websockets.close)
+    return app
+
+
+class _Door:
+    """What one listener's requests pass. Its arguments are those of `make_app`."""
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        limits: WebSocketLimits,
+        body_wait_ms: int,
+        guard: TcpGuard | None,
+        traffic: Traffic,
+        observe_refusal: Callable[[int], None],
+    ) -> None:
+        self.websockets = WebSockets(self._answer_frame, limits)
+        self._dispatch = dispatch
+        self._limits = limits
+        self._body_wait_ms = body_wait_ms
+        self._guard = guard
+        self._traffic = traffic
+        self._observe_refusal = observe_refusal
 
     @web.middleware
-    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Name a request, refuse whoever may not ask, and give every answer the name."""
         name = _request_name(request)
         # Each request has a task of its own, and its context: nothing has to be unbound.
         structlog.contextvars.bind_contextvars(request_id=name)
         try:
-            if guard is not None:
-                _check_guard(guard, request)
+            if self._guard is not None:
+                _check_guard(self._guard, request)
             response = await handler(request)
         except web.HTTPException as refusal:
-            observe_refusal(refusal.status)
+            self._observe_refusal(refusal.status)
             refusal.headers[REQUEST_ID] = name
             raise
         if not response.prepared:
@@ -124,59 +153,66 @@ def make_app(
             response.headers[REQUEST_ID] = name
         return response
 
-    async def rpc(request: web.Request) -> web.Response:
-        if request.headers.get(hdrs.CONTENT_TYPE) != _JSON:
+    async def rpc(self, request: web.Request) -> web.Response:
+        """Answer POST /rpc."""
+        headers = request.headers
+        if headers.get(hdrs.CONTENT_TYPE) != _JSON:
             _check_content_type(request)
-        if hdrs.CONTENT_ENCODING in request.headers:
-            _check_encoding(request.headers[hdrs.CONTENT_ENCODING])
-        client = traffic.client_of(request)
-        traffic.enter(client)
+        if hdrs.CONTENT_ENCODING in headers:
+            _check_encoding(headers[hdrs.CONTENT_ENCODING])
+        client = self._traffic.client_of(request)
+        self._traffic.enter(client)
         try:
-            body = await _read_body(request, limits.body_bytes, body_wait_ms)
+            body = await _read_body(request, self._limits.body_bytes, self._body_wait_ms)
             # The body may have taken longer to come than the daemon had left.
-            traffic.check_open()
-            caller = Caller(
-                has_gone=lambda: request.transport is None or request.transport.is_closing(),
-                outbox=traffic.outbox_of(client, limits.unread_bytes),
-            )
-            return await _answer(request, dispatch(body, caller), caller, limits.unread_ms)
+            self._traffic.check_open()
+            caller = Caller(has_gone=partial(_has_gone, request), outbox=client.outbox)
+            answer = self._dispatch(body, caller)
+            if answer is None or (isinstance(answer, bytes) and len(answer) <= _SMALL_ANSWER_BYTES):
+                return _response(answer)
+            return await _answer(request, answer, caller, self._limits.unread_ms)
         finally:
-            traffic.leave(client)
+            self._traffic.leave(client)
 
-    async def answer_frame(body: bytes, caller: Caller) -> bytes | None:
+    async def upgrade(self, request: web.Request) -> web.StreamResponse:
+        """Make a connection a WebSocket, and serve it to its end."""
+        self._traffic.check_open()
+        return await self.websockets.handle(request)
+
+    def _answer_frame(self, body: bytes, caller: Caller) -> Answer | Awaitable[Answer]:
+        answer = self._dispatch(body, caller)
+        return answer if answer is None or isinstance(answer, bytes) else self._count(answer)
+
+    async def _count(self, answering: Awaitable[Answer]) -> Answer:
         # How many of these one client may have is a limit of its connection.
-        traffic.begin()
+        self._traffic.begin()
         try:
-            return await dispatch(body, caller)
+            return await answering
         finally:
-            traffic.end()
+            self._traffic.end()
 
-    websockets = WebSockets(answer_frame, limits)
 
-    async def upgrade(request: web.Request) -> web.StreamResponse:
-        traffic.check_open()
-        return await websockets.handle(request)
+def _has_gone(request: web.Request) -> bool:
+    transport = request.transport
+    return transport is None or transport.is_closing()
 
-    app = web.Application(middlewares=[guarded], client_max_size=limits.body_bytes)
-    app.add_routes([web.post("/rpc", rpc), web.get("/ws", upgrade), *pages])
-    app.on_shutdown.append(websockets.close)
-    return app
+
+def _response(answer: Answer) -> web.Response:
+    return web.Response(status=204) if answer is None else web.Response(body=answer, content_type=_JSON)
 
 
 async def _answer(
-    request: web.Request, dispatched: Awaitable[bytes | None], caller: Caller, unread_ms: int
+    request: web.Request, answering: Answer | Awaitable[Answer], caller: Caller, unread_ms: int
 ) -> web.Response:
     """Answer a body, and keep its room taken until a large answer has gone out."""
     try:
         try:
-            answer = await dispatched
+            answer = answering if answering is None or isinstance(answering, bytes) else await answering
             caller.answered(len(answer or b""))
         finally:
             caller.over()
-        if answer is None:
-            return web.Response(status=204)
-        response = web.Response(body=answer, content_type=_JSON)
-        if len(answer) > _SMALL_ANSWER_BYTES and request.transport is not None:
+        response = _response(answer)
+        if answer is not None and len(answer) > _SMALL_ANSWER_BYTES and request.transport is not None:
             response.headers[REQUEST_ID] = structlog.contextvars.get_contextvars()["request_id"]
             await until_read(request.transport, _send(request, response), unread_ms)
         return response

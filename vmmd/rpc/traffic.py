@@ -31,24 +31,38 @@ class Phase(Enum):
     DRAINING = "draining"
 
 
+class Client:
+    """Who asks: one for all of its connections, and as long as any of them stands.
+
+    Attributes:
+        under_way: How many of its bodies are being read or answered.
+        outbox: The room for its answers over HTTP.
+    """
+
+    def __init__(self, unread_bytes: int) -> None:
+        self.under_way = 0
+        self.outbox = Outbox(unread_bytes)
+
+
 class Traffic:
     """The calls under way, over all listeners.
 
     Args:
         calls_in_flight_per_client: How many bodies of one client may be read or answered at a time.
+        unread_bytes: How many bytes of answers over HTTP may wait for one client to read them.
 
     Attributes:
         phase: What the daemon is doing.
         in_flight: How many bodies are being read or answered.
     """
 
-    def __init__(self, calls_in_flight_per_client: int) -> None:
+    def __init__(self, calls_in_flight_per_client: int, unread_bytes: int) -> None:
         self.phase = Phase.STARTING
         self.in_flight = 0
         self._most = calls_in_flight_per_client
-        self._by_client: dict[Hashable, int] = {}
-        self._outboxes: WeakValueDictionary[Hashable, Outbox] = WeakValueDictionary()
-        self._clients: WeakKeyDictionary[asyncio.BaseTransport, Hashable] = WeakKeyDictionary()
+        self._unread_bytes = unread_bytes
+        self._clients: WeakValueDictionary[Hashable, Client] = WeakValueDictionary()
+        self._at: WeakKeyDictionary[asyncio.BaseTransport, Client] = WeakKeyDictionary()
         self._idle: asyncio.Future[None] | None = None
 
     def check_open(self) -> None:
@@ -65,7 +79,7 @@ class Traffic:
         }[self.phase]
         raise web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: _RETRY_S}, text=text)
 
-    def enter(self, client: Hashable) -> None:
+    def enter(self, client: Client) -> None:
         """Count a client's call in; `leave` counts it out.
 
         Raises:
@@ -73,21 +87,18 @@ class Traffic:
             web.HTTPTooManyRequests: The client has too many under way.
         """
         self.check_open()
-        under_way = self._by_client.get(client, 0)
-        if under_way >= self._most:
+        if client.under_way >= self._most:
             raise web.HTTPTooManyRequests(
                 headers={hdrs.RETRY_AFTER: _RETRY_S},
                 text=f"This client has limits.calls_in_flight_per_client = {self._most} calls under way "
                 "(VMMD_LIMITS__CALLS_IN_FLIGHT_PER_CLIENT); wait for an answer, or raise the limit.\n",
             )
-        self._by_client[client] = under_way + 1
+        client.under_way += 1
         self.begin()
 
-    def leave(self, client: Hashable) -> None:
+    def leave(self, client: Client) -> None:
         """Count a client's call out."""
-        left = self._by_client.pop(client) - 1
-        if left:
-            self._by_client[client] = left
+        client.under_way -= 1
         self.end()
 
     def begin(self) -> None:
@@ -101,22 +112,20 @@ class Traffic:
             self._idle.set_result(None)
             self._idle = None
 
-    def client_of(self, request: web.Request) -> Hashable:
-        """Tell who asks. A connection's client stays what it is, so it is asked for once."""
+    def client_of(self, request: web.Request) -> Client:
+        """Tell who asks. A connection's client stays what it is, so it is looked for once."""
         transport = request.transport
         if transport is None:
-            return None
-        client = self._clients.get(transport)
+            # It has gone, and its address with it.
+            return Client(self._unread_bytes)
+        client = self._at.get(transport)
         if client is None:
-            client = self._clients[transport] = _client_at(transport)
+            who = _client_at(transport)
+            client = self._clients.get(who)
+            if client is None:
+                client = self._clients[who] = Client(self._unread_bytes)
+            self._at[transport] = client
         return client
-
-    def outbox_of(self, client: Hashable, unread_bytes: int) -> Outbox:
-        """Give the room for a client's answers over HTTP, the same for all that are under way."""
-        outbox = self._outboxes.get(client)
-        if outbox is None:
-            outbox = self._outboxes[client] = Outbox(unread_bytes)
-        return outbox
 
     async def idle(self, timeout_s: float) -> bool:
         """Wait until no call is under way; tell whether it came to that in so many seconds."""

@@ -11,7 +11,7 @@ that does not read.
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from vmmd.rpc.caller import Caller, Holder, Reader
+from vmmd.rpc.dispatch import Answer, Dispatch
 from vmmd.rpc.errors import CallError
 from vmmd.rpc.jsontext import encode
 from vmmd.rpc.outbox import Outbox, until_read
@@ -33,14 +34,14 @@ _MAKE_ROOM = frozenset({"vm.resume_all_kicked_vcpus", "rpc.cancel", "vm.stop", "
 # Bodies may be waiting for a slow reader beside those that are counted; behind so many nothing more is read.
 _BODIES_PER_CALL = 2
 
+# So many answers are given at once before others have their turn.
+_ANSWERS_A_TURN = 16
+
 # A frame up to this size goes out at once where nothing waits before it.
 _SMALL_FRAME_BYTES = 16 << 10
 
 # How long a slow peer has, at the daemon's end, to take the events that it has not read.
 _LAST_EVENTS_S = 1.0
-
-Dispatch = Callable[[bytes, Caller], Awaitable[bytes | None]]
-"""Answers one body, None where nothing is to be said."""
 
 _log = structlog.get_logger()
 
@@ -143,13 +144,15 @@ class _Connection:
                 return
             if message.type is not WSMsgType.TEXT:
                 return
-            caller = Caller(connection=self, outbox=self._outbox)
             self._frames += 1
-            body = asyncio.create_task(self._answer(message.data.encode(), caller, self._frames))
-            self._bodies[body] = caller
-            body.add_done_callback(self._bodies.pop)
-            if len(self._bodies) > self._limits.calls_in_flight:
-                await self._slow_down()
+            # All frames have the request id of the upgrade: their number tells their log lines apart.
+            structlog.contextvars.bind_contextvars(frame=self._frames)
+            caller = Caller(connection=self, outbox=self._outbox)
+            answer = self._dispatch(message.data.encode(), caller)
+            if answer is None or (isinstance(answer, bytes) and self._is_read):
+                await self._send_at_once(answer)
+            else:
+                await self._go_on(caller, answer)
 
     async def close(self, code: WSCloseCode, reason: str) -> None:
         """Close the connection with a code and a reason."""
@@ -196,7 +199,7 @@ class _Connection:
             return None
         return hold
 
-    def begin(self, method: str) -> None:
+    def check_may_begin(self, method: str) -> None:
         """See `Connection`."""
         if self._under_way >= self._limits.calls_in_flight and method not in _MAKE_ROOM:
             raise CallError(
@@ -205,6 +208,9 @@ class _Connection:
                 f"{self._limits.calls_in_flight}; wait for an answer, or raise it",
                 {"errno": "EAGAIN"},
             )
+
+    def begin(self) -> None:
+        """See `Connection`."""
         self._under_way += 1
 
     def end(self) -> None:
@@ -225,11 +231,30 @@ class _Connection:
         """See `Connection`. The answer goes out before the first event."""
         self._subscribed = reader
 
-    async def _answer(self, body: bytes, caller: Caller, frame: int) -> None:
-        # All frames have the request id of the upgrade: their number tells their log lines apart.
-        structlog.contextvars.bind_contextvars(frame=frame)
+    @property
+    def _is_read(self) -> bool:
+        """Whether nothing waits for the peer to read."""
+        return self._transport is not None and not self._transport.get_write_buffer_size()
+
+    async def _send_at_once(self, answer: Answer) -> None:
+        """Send an answer that did not have to wait for anything, and give others a turn now and then."""
+        if answer is not None:
+            with suppress(ConnectionError):
+                await self._socket.send_frame(answer, WSMsgType.TEXT)
+        if not self._frames % _ANSWERS_A_TURN:
+            await asyncio.sleep(0)
+
+    async def _go_on(self, caller: Caller, answer: Answer | Awaitable[Answer]) -> None:
+        """Answer a body beside those that follow."""
+        body = asyncio.create_task(self._answer(caller, answer))
+        self._bodies[body] = caller
+        body.add_done_callback(self._bodies.pop)
+        if len(self._bodies) > self._limits.calls_in_flight:
+            await self._slow_down()
+
+    async def _answer(self, caller: Caller, answering: Answer | Awaitable[Answer]) -> None:
         try:
-            answer = await self._dispatch(body, caller)
+            answer = answering if answering is None or isinstance(answering, bytes) else await answering
             caller.answered(len(answer or b""))
         finally:
             caller.over()

@@ -5,7 +5,7 @@ import errno
 from vmmd.api import events
 from vmmd.kvm.errors import KvmError
 from vmmd.rpc.caller import Connection
-from vmmd.rpc.handlers.registry import Core, handles
+from vmmd.rpc.handlers.registry import Core, handles, handles_at_once
 from vmmd.rpc.handlers.subscription import Subscription
 from vmmd.rpc.jsontext import encode
 from vmmd.rpc.scope import BodyScope
@@ -31,8 +31,8 @@ async def _subscribe(core: Core, params: events.SubscribeParams, scope: BodyScop
     return events.SubscribeResult(seq=journal.last, oldest=journal.oldest, epoch=journal.epoch)
 
 
-@handles("rpc.cancel")
-async def _cancel(_core: Core, params: events.CancelParams, scope: BodyScope) -> events.CancelResult:
+@handles_at_once("rpc.cancel")
+def _cancel(_core: Core, params: events.CancelParams, scope: BodyScope) -> events.CancelResult:
     connection = _connection(scope, "rpc.cancel", "over HTTP a call is cancelled by closing its connection")
     return events.CancelResult(cancelled=connection.cancel(encode(params.id)))
 

@@ -8,15 +8,15 @@ from vmmd.api.methods import METHODS
 from vmmd.isa.elf import ElfError, Image, parse
 from vmmd.machine.loader import load
 from vmmd.machine.run_loop import StrayPolicy
-from vmmd.rpc.handlers.registry import Core, handles
+from vmmd.rpc.handlers.registry import Core, handles, handles_at_once
 from vmmd.rpc.handlers.translate import EarlyError, entry, room_bytes
 from vmmd.rpc.progress import Progress
 from vmmd.rpc.results import Encoded, pieces
 from vmmd.rpc.scope import BodyScope
 
 
-@handles("vm.start")
-async def _start(core: Core, params: machine.StartParams, _scope: BodyScope) -> None:
+@handles_at_once("vm.start")
+def _start(core: Core, params: machine.StartParams, _scope: BodyScope) -> None:
     core.machine(params).start(StrayPolicy(params.mmio))
 
 

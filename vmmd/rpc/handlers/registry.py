@@ -70,8 +70,16 @@ class Core:
 Handler = Callable[[Core, Any, BodyScope], Awaitable[Any]]
 """Takes the core, the checked parameters and the body's scope, and gives the result's model; raises `KvmError`."""
 
+HandlerAtOnce = Callable[[Core, Any, BodyScope], Any]
+"""Does the same here and now, opens no hold, and its result is small; or gives `HAS_TO_WAIT`, with nothing done."""
+
+HAS_TO_WAIT = object()
+
 HANDLERS: dict[str, Handler] = {}
-"""Every handler by its method's name."""
+"""Handlers of what may have to wait, by their methods' names."""
+
+HANDLERS_AT_ONCE: dict[str, HandlerAtOnce] = {}
+"""Handlers of what need not wait, or not always; in that case there is one in `HANDLERS` too."""
 
 
 def handles(name: str) -> Callable[[Handler], Handler]:
@@ -79,6 +87,16 @@ def handles(name: str) -> Callable[[Handler], Handler]:
 
     def register(handler: Handler) -> Handler:
         HANDLERS[name] = handler
+        return handler
+
+    return register
+
+
+def handles_at_once(name: str) -> Callable[[HandlerAtOnce], HandlerAtOnce]:
+    """Write a handler down as the method's that answers at once."""
+
+    def register(handler: HandlerAtOnce) -> HandlerAtOnce:
+        HANDLERS_AT_ONCE[name] = handler
         return handler
 
     return register

@@ -15,23 +15,23 @@ from vmmd.kvm.errors import KvmError
 from vmmd.kvm.exits import Exit
 from vmmd.kvm.uapi import KVM_API_VERSION
 from vmmd.machine.machine import Machine
-from vmmd.rpc.handlers.registry import Core, handles
+from vmmd.rpc.handlers.registry import Core, handles, handles_at_once
 from vmmd.rpc.handlers.translate import call_error, exit_result
 from vmmd.rpc.scope import BodyScope
 
 
-@handles("kvm.get_api_version")
-async def _get_api_version(_core: Core, _params: system.GetApiVersionParams, _scope: BodyScope) -> int:
+@handles_at_once("kvm.get_api_version")
+def _get_api_version(_core: Core, _params: system.GetApiVersionParams, _scope: BodyScope) -> int:
     return KVM_API_VERSION
 
 
-@handles("kvm.check_extension")
-async def _check_extension(core: Core, params: system.CheckExtensionParams, _scope: BodyScope) -> int:
+@handles_at_once("kvm.check_extension")
+def _check_extension(core: Core, params: system.CheckExtensionParams, _scope: BodyScope) -> int:
     return core.kvm.check_extension(params.extension)
 
 
-@handles("kvm.create_vm")
-async def _create_vm(core: Core, params: system.CreateVmParams, _scope: BodyScope) -> system.CreateVmResult:
+@handles_at_once("kvm.create_vm")
+def _create_vm(core: Core, params: system.CreateVmParams, _scope: BodyScope) -> system.CreateVmResult:
     if params.execution == "cooperative":
         return system.CreateVmResult(vm=core.machines.create(params.name, params.seed or 0).vm.id)
     if params.seed is not None:
@@ -82,8 +82,8 @@ async def _discover(_core: Core, _params: system.DiscoverParams, _scope: BodySco
 _document = cache(document)
 
 
-@handles("daemon.get_info")
-async def _get_info(core: Core, _params: system.GetInfoParams, _scope: BodyScope) -> system.InfoResult:
+@handles_at_once("daemon.get_info")
+def _get_info(core: Core, _params: system.GetInfoParams, _scope: BodyScope) -> system.InfoResult:
     return system.InfoResult(
         version=core.about.version,
         engine=core.about.engine,

@@ -2,7 +2,7 @@
 
 from vmmd.api import vcpus
 from vmmd.kvm.vcpu import Stats
-from vmmd.rpc.handlers.registry import Core, handles
+from vmmd.rpc.handlers.registry import Core, handles, handles_at_once
 from vmmd.rpc.handlers.translate import exit_result
 from vmmd.rpc.scope import BodyScope
 
@@ -48,8 +48,8 @@ async def _set_regs(core: Core, params: vcpus.SetRegsParams, _scope: BodyScope) 
     await core.vcpu(params).set_regs(params.regs)
 
 
-@handles("vcpu.set_immediate_exit")
-async def _set_immediate_exit(core: Core, params: vcpus.SetImmediateExitParams, _scope: BodyScope) -> None:
+@handles_at_once("vcpu.set_immediate_exit")
+def _set_immediate_exit(core: Core, params: vcpus.SetImmediateExitParams, _scope: BodyScope) -> None:
     core.vcpu(params).set_immediate_exit(params.value)
 
 
@@ -58,8 +58,8 @@ async def _create_irqchip(core: Core, params: vcpus.CreateIrqchipParams, _scope:
     await core.vm(params).create_irqchip()
 
 
-@handles("vcpu.interrupt")
-async def _interrupt(core: Core, params: vcpus.InterruptParams, _scope: BodyScope) -> None:
+@handles_at_once("vcpu.interrupt")
+def _interrupt(core: Core, params: vcpus.InterruptParams, _scope: BodyScope) -> None:
     core.vcpu(params).interrupt()
 
 
@@ -78,13 +78,13 @@ async def _set_guest_debug(core: Core, params: vcpus.SetGuestDebugParams, _scope
     await core.vcpu(params).set_guest_debug(params.control)
 
 
-@handles("vcpu.get_stats")
-async def _get_vcpu_stats(core: Core, params: vcpus.GetVcpuStatsParams, _scope: BodyScope) -> vcpus.StatsResult:
+@handles_at_once("vcpu.get_stats")
+def _get_vcpu_stats(core: Core, params: vcpus.GetVcpuStatsParams, _scope: BodyScope) -> vcpus.StatsResult:
     return _stats(core.vcpu(params).stats())
 
 
-@handles("vm.get_stats")
-async def _get_vm_stats(core: Core, params: vcpus.GetVmStatsParams, _scope: BodyScope) -> vcpus.StatsResult:
+@handles_at_once("vm.get_stats")
+def _get_vm_stats(core: Core, params: vcpus.GetVmStatsParams, _scope: BodyScope) -> vcpus.StatsResult:
     return _stats(core.vm(params).stats())
 
 
