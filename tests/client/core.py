@@ -15,7 +15,7 @@ from vmmd.kvm.system import System
 from vmmd.machine.machine import Machines
 from vmmd.rpc.caller import Caller
 from vmmd.rpc.dispatch import Dispatcher, DispatchLimits
-from vmmd.rpc.handlers import About, Core, execute
+from vmmd.rpc.handlers import About, Core, execute, execute_at_once
 from vmmd.rpc.journal import Journal
 from vmmd.rpc.requests import RequestLimits, Requests
 from vmmd.rpc.scope import BodyScope
@@ -118,7 +118,8 @@ async def core(
     machines = Machines(kvm)
     handlers = Core(kvm, machines, About("1.2.3", "evaluated", 0, LIMITS), journal, requests)
     bounds = DispatchLimits(batch_calls=LIMITS["batch_calls"], reply_bytes=LIMITS["reply_bytes"], json_depth=16)
-    wire = Wire(Dispatcher(METHODS, partial(execute, handlers), partial(BodyScope, kvm.vm), bounds))
+    at_once = partial(execute_at_once, handlers)
+    wire = Wire(Dispatcher(METHODS, partial(execute, handlers), partial(BodyScope, kvm.vm), bounds, at_once=at_once))
     try:
         yield Client(MemoryTransport(wire.answer), attempts=attempts), wire
     finally:

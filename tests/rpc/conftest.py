@@ -11,7 +11,7 @@ from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
 from vmmd.machine.machine import Machines
 from vmmd.rpc.dispatch import Dispatcher, DispatchLimits
-from vmmd.rpc.handlers import About, Core, execute
+from vmmd.rpc.handlers import About, Core, execute, execute_at_once
 from vmmd.rpc.journal import Journal
 from vmmd.rpc.requests import RequestLimits, Requests
 from vmmd.rpc.scope import BodyScope
@@ -32,7 +32,8 @@ async def wire() -> AsyncIterator[Wire]:
     machines = Machines(kvm)
     core = Core(kvm, machines, About("1.2.3", "evaluated", 0, {"vms": 3}), journal, Requests(REQUESTS))
     limits = DispatchLimits(batch_calls=100, reply_bytes=REPLY_BYTES, json_depth=16)
-    yield Wire(Dispatcher(METHODS, partial(execute, core), partial(BodyScope, kvm.vm), limits))
+    at_once = partial(execute_at_once, core)
+    yield Wire(Dispatcher(METHODS, partial(execute, core), partial(BodyScope, kvm.vm), limits, at_once=at_once))
     await machines.close()
     await kvm.close()
 

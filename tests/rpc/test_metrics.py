@@ -15,7 +15,7 @@ from vmmd.kvm.system import System
 from vmmd.machine.machine import Machines
 from vmmd.rpc.caller import Caller
 from vmmd.rpc.dispatch import Dispatcher, DispatchLimits
-from vmmd.rpc.handlers import About, Core, execute
+from vmmd.rpc.handlers import About, Core, execute, execute_at_once
 from vmmd.rpc.journal import Journal
 from vmmd.rpc.metrics import Gauges, Metrics
 from vmmd.rpc.requests import Requests
@@ -32,7 +32,12 @@ class Measured:
         self._observed = 0
         limits = DispatchLimits(batch_calls=100, reply_bytes=1 << 16, json_depth=16)
         self._dispatcher = Dispatcher(
-            METHODS, partial(execute, core), partial(BodyScope, core.kvm.vm), limits, self._observe
+            METHODS,
+            partial(execute, core),
+            partial(BodyScope, core.kvm.vm),
+            limits,
+            self._observe,
+            partial(execute_at_once, core),
         )
 
     def _observe(self, calls: Any) -> None:

@@ -70,6 +70,16 @@ class Method:
         return "E2BIG" in self.errors
 
     @cached_property
+    def parameters(self) -> frozenset[str]:
+        """The names of its parameters."""
+        return frozenset(self.params.model_fields)
+
+    @cached_property
+    def params_adapter(self) -> TypeAdapter[Params]:
+        """What makes the model of its parameters."""
+        return TypeAdapter(self.params)
+
+    @cached_property
     def no_params(self) -> Params | None:
         """The parameters of a call that gives none; None where there are some that it has to give."""
         if any(field.is_required() for field in self.params.model_fields.values()):

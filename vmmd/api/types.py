@@ -42,6 +42,8 @@ _U64_SCHEMA = {
 
 def _u64(value: object) -> object:
     """Give the integer for an integer or a "0x…" string; the bound is written out, since Python integers never wrap."""
+    if type(value) is int and 0 <= value <= U64_MAX:
+        return value
     if isinstance(value, int) and not isinstance(value, bool):
         return _count(value)
     if isinstance(value, str) and _HEX.fullmatch(value):

@@ -20,6 +20,7 @@ from vmmd.kvm.errors import KvmError
 from vmmd.kvm.hold import Undo
 from vmmd.kvm.observer import Note, ignore, slots_changed
 from vmmd.kvm.rendezvous import Rendezvous
+from vmmd.kvm.requests import KVM_REQ_TLB_FLUSH
 from vmmd.kvm.uapi import (
     KVM_CAP_DIRTY_LOG_RING,
     KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
@@ -132,6 +133,16 @@ class GuestMemory:
                 self._note(slots_changed(memslots.generation, [region], None))
             else:
                 undo.changed.append(region)
+        return memslots.generation
+
+    def set_region_at_once(self, region: Region) -> int:
+        """Do the same outside any hold, and while no vCPU is inside KVM_RUN: none has to leave an older view."""
+        before = self.view.memslots
+        memslots, _ = before.with_change(region, self._new_log)
+        if memslots is not before:
+            self._publish(memslots, self.view.host)
+            self._meet.post(KVM_REQ_TLB_FLUSH, self._meet.contexts)
+            self._note(slots_changed(memslots.generation, [region], None))
         return memslots.generation
 
     def is_current(self, prepared: Prepared) -> bool:

@@ -131,6 +131,8 @@ class Rendezvous:
 
     def post(self, requests: int, group: ContextGroup) -> None:
         """Set requests, and queue those that are parked and go on for them. Any thread may call it."""
+        if not len(group):
+            return
         with self._lock:
             self.engine.post(group, requests)
             self._wake(group)

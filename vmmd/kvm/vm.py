@@ -28,6 +28,7 @@ from vmmd.kvm.requests import KVM_REQ_VM_DEAD
 from vmmd.kvm.scheduler import Scheduler
 from vmmd.kvm.vcpu import Stats, Vcpu
 from vmmd.memory import access
+from vmmd.memory.errors import Refused
 from vmmd.memory.host import HostSpace, Ledger
 from vmmd.memory.memslots import Memslot, Memslots
 from vmmd.memory.region import Region
@@ -200,6 +201,19 @@ class Vm:
         region = Region(slot, flags, guest_phys_addr, memory_size, userspace_addr)
         async with self._gate.inside(entry, "KVM_SET_USER_MEMORY_REGION") as held:
             return await self._memory.set_region(region, _undo(held))
+
+    def set_user_memory_region_at_once(self, region: Region) -> int | None:
+        """Do the same, unless somebody has to be waited for: while the VM is held, or a vCPU is inside KVM_RUN.
+
+        Returns:
+            The generation; None, with nothing done, where somebody has to be.
+        """
+        if self._meet.running or not self._gate.is_free:
+            return None
+        try:
+            return self._memory.set_region_at_once(region)
+        except Refused as refused:
+            raise KvmError(refused.errno, refused.message, "KVM_SET_USER_MEMORY_REGION") from None
 
     async def set_user_memory_region_list(
         self,

@@ -93,6 +93,16 @@ class Caller:
         running: The id of the call that is under way, as JSON text; None where it has none.
     """
 
+    # How all of it begins stands here once: a body that is answered at once changes none of it.
+    running: bytes | None = None
+    _room_bytes = 0
+    _left = False
+    _task: asyncio.Task[Any] | None = None
+    _interruption: CallError | None = None
+    _expected: frozenset[bytes] = frozenset()
+    _cancelled: frozenset[bytes] = frozenset()
+    _holds: tuple[tuple[Holder, str], ...] = ()
+
     def __init__(
         self,
         *,
@@ -101,17 +111,9 @@ class Caller:
         outbox: Outbox | None = None,
     ) -> None:
         self.connection = connection
-        self.running: bytes | None = None
         self._has_gone = has_gone
         self._outbox = outbox
         self._room = None if outbox is None else outbox.outside
-        self._room_bytes = 0
-        self._left = False
-        self._task: asyncio.Task[Any] | None = None
-        self._interruption: CallError | None = None
-        self._expected: set[bytes] = set()
-        self._cancelled: set[bytes] = set()
-        self._holds: list[tuple[Holder, str]] = []
 
     @property
     def is_gone(self) -> bool:
@@ -125,7 +127,7 @@ class Caller:
 
     def expect(self, call_ids: Iterable[bytes | None]) -> None:
         """Take note of the ids of the body's calls, as JSON text: those can be cancelled."""
-        self._expected.update(call_id for call_id in call_ids if call_id is not None)
+        self._expected |= {call_id for call_id in call_ids if call_id is not None}
 
     async def take_room(self, size: int, *, inside: bool) -> None:
         """Wait until there is room for an answer of so many bytes; it is the body's until `sent`.
@@ -164,7 +166,7 @@ class Caller:
         """Cancel the call of that id, JSON text: it is interrupted, or not begun; tell whether there is one."""
         if call_id not in self._expected:
             return False
-        self._cancelled.add(call_id)
+        self._cancelled |= {call_id}
         if self.running == call_id:
             self._interrupt(_cancelled())
         return True
@@ -203,16 +205,15 @@ class Caller:
 
     def opened(self, vm: Holder, hold: str) -> None:
         """Take note of a hold that the body has opened."""
-        self._holds.append((vm, hold))
+        self._holds += ((vm, hold),)
 
     def ended(self, vm: Holder, hold: str) -> None:
         """Take note that it has ended, so far as it is the body's."""
-        if (vm, hold) in self._holds:
-            self._holds.remove((vm, hold))
+        self._holds = tuple(own for own in self._holds if own != (vm, hold))
 
     def over(self) -> None:
         """Settle, once the body is carried out, what it has left open: the connection's, or nobody's."""
-        holds, self._holds = self._holds, []
+        holds, self._holds = self._holds, ()
         for vm, hold in holds:
             if self.is_gone:
                 vm.expire_hold(hold, CALLER_WENT)
@@ -238,7 +239,7 @@ class Caller:
     def _end(self, call_id: bytes | None, connection: Connection) -> None:
         self.running = None
         if call_id is not None:
-            self._expected.discard(call_id)
+            self._expected -= {call_id}
         connection.end()
 
     async def _until(self, deadline_s: float, work: Coroutine[Any, Any, bytes]) -> bytes:

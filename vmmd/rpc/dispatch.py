@@ -375,11 +375,12 @@ def _envelope_problem(request: dict[str, Any]) -> str | None:
         return 'the member "method" must be a string'
     if not isinstance(request.get("params", _NO_PARAMS), _PARAMS):
         return 'the member "params" must be an object or an array, or left out'
-    request_id = request.get("id")
+    return _id_problem(request.get("id"))
+
+
+def _id_problem(request_id: Any) -> str | None:
     if type(request_id) is int:
         return None
     if isinstance(request_id, _NO_IDS):
         return 'the member "id" must be a string, a number or null, or left out'
-    if _is_too_long(request_id):
-        return f'the member "id" has more than {LONGEST_ID} characters'
-    return None
+    return f'the member "id" has more than {LONGEST_ID} characters' if _is_too_long(request_id) else None

@@ -39,13 +39,13 @@ def check_params(method: Method, given: dict[str, Any] | list[Any] | None) -> Pa
             problem = f"{len(given)} parameters by position, and it takes at most {len(names)}: {', '.join(names)}"
             raise _invalid_params(method, [("", problem)], dict(zip(names, given, strict=False)))
         given = dict(zip(names, given, strict=False))
-    fields = method.params.model_fields
-    if len(given) > len(fields):
+    if len(given) > len(method.parameters):
         # Here, since pydantic would collect every unknown name of a body that has hundreds of thousands.
-        unknown = islice((name for name in given if name not in fields), _MOST_PROBLEMS)
+        unknown = islice((name for name in given if name not in method.parameters), _MOST_PROBLEMS)
         raise _invalid_params(method, [(name[:LONGEST_NAME], _no_parameter(method)) for name in unknown], given)
     try:
-        return method.params.model_validate(given)
+        params: Params = method.params_adapter.validator.validate_python(given)
+        return params
     except ValidationError as error:
         problems = [_problem(method, details) for details in error.errors(include_url=False)[:_MOST_PROBLEMS]]
         raise _invalid_params(method, problems, given) from None

@@ -10,6 +10,7 @@ a CORS header.
 
 import asyncio
 import hmac
+import itertools
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -35,6 +36,9 @@ _JSON = "application/json"
 _HOST = re.compile(rf"({HOST_NAME.pattern})(?::[0-9]*)?")
 _JSON_TYPE = re.compile(r"application/(?:json|[a-z0-9.-]+\+json)")
 
+# A request that has no name gets the start's, which is of no other start, and a number.
+_START = secrets.token_hex(4)
+_numbers = itertools.count(1)
 
 # An answer up to this size fits into a socket's buffer.
 _SMALL_ANSWER_BYTES = 64 << 10
@@ -230,7 +234,9 @@ async def _send(request: web.Request, response: web.Response) -> None:
 def _request_name(request: web.Request) -> str:
     """Give a request its name, the caller's where it sent a fit one: for its log lines and its answer."""
     given = request.headers.get(REQUEST_ID)
-    return given if given is not None and _LEGAL_REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    if given is not None and _LEGAL_REQUEST_ID.fullmatch(given):
+        return given
+    return f"{_START}{next(_numbers):08x}"
 
 
 def _check_guard(guard: TcpGuard, request: web.Request) -> None:

@@ -6,7 +6,7 @@ from vmmd.kvm.guest_memory import log_part
 from vmmd.kvm.vm import Vm
 from vmmd.memory.memslots import Memslot
 from vmmd.memory.region import Region
-from vmmd.rpc.handlers.registry import Core, handles
+from vmmd.rpc.handlers.registry import HAS_TO_WAIT, Core, handles, handles_at_once
 from vmmd.rpc.handlers.translate import check_reply_has_room, entry, room_bytes
 from vmmd.rpc.results import make_all
 from vmmd.rpc.scope import BodyScope
@@ -28,6 +28,16 @@ async def _set_user_memory_region(
         **entry(params),
     )
     return memslots.GenerationResult(generation=generation)
+
+
+@handles_at_once("vm.set_user_memory_region")
+def _set_user_memory_region_at_once(
+    core: Core, params: memslots.SetUserMemoryRegionParams, _scope: BodyScope
+) -> memslots.GenerationResult | object:
+    if params.hold is not None or params.if_generation is not None:
+        return HAS_TO_WAIT
+    generation = core.vm(params).set_user_memory_region_at_once(_region(params))
+    return HAS_TO_WAIT if generation is None else memslots.GenerationResult(generation=generation)
 
 
 @handles("vm.set_user_memory_region_list")
