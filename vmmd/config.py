@@ -115,7 +115,8 @@ class LimitSettings(BaseModel):
     websocket_silence_ms: int = Field(
         default=30_000,
         ge=100,
-        description="A WebSocket that is silent for so long is pinged, and closed half of it later, in milliseconds.",
+        description="A WebSocket that has sent no frame for so long is pinged, and closed half of it later, in "
+        "milliseconds.",
     )
     events: int = Field(
         default=10_000, ge=1, description="Past events that are kept, for readers that are slow or come back."

@@ -5,9 +5,9 @@ import json
 from typing import Any
 
 import pytest
-from aiohttp import WSServerHandshakeError
+from aiohttp import WSMsgType, WSServerHandshakeError
 
-from tests.rpc.sockets import Socket, connected, serving
+from tests.rpc.sockets import Socket, client_transport, connected, serving
 from tests.rpc.wire import PAGE, Failed, Wire, is_failed, regions, request, set_region
 from vmmd.rpc.server import TcpGuard
 from vmmd.rpc.websocket import SOCKET_CLOSED
@@ -218,6 +218,29 @@ async def test_a_peer_that_does_not_answer_pings_is_gone(wire: Wire, vm: str) ->
         reading = asyncio.create_task(socket.socket.receive())
         await until_free(wire, vm)
         await reading
+
+
+async def test_a_silent_peer_that_answers_pings_stays(wire: Wire) -> None:
+    async with serving(wire, websocket_silence_ms=40) as client, connected(client, autoping=False) as socket:
+        for _ in range(3):
+            assert (await socket.socket.receive(timeout=20)).type is WSMsgType.PING
+            await socket.socket.pong()
+        await socket.socket.send_str(json.dumps(request("kvm.get_api_version")))
+        assert (await socket.answer("kvm.get_api_version"))["result"] == 12
+
+
+async def test_a_peer_that_begins_a_frame_and_does_not_end_it_is_gone(wire: Wire) -> None:
+    async with serving(wire, websocket_silence_ms=100) as client, connected(client) as socket:
+        client_transport(socket.socket).write(b"\x81\xfe\x03\xe8")  # the head of a masked text frame of 1,000 bytes
+        message = await socket.socket.receive(timeout=20)
+        assert message.type in {WSMsgType.CLOSED, WSMsgType.ERROR}
+
+
+async def test_a_ping_is_answered_with_its_data(wire: Wire) -> None:
+    async with serving(wire) as client, connected(client, autoping=False) as socket:
+        await socket.socket.ping(b"are you there")
+        pong = await socket.socket.receive(timeout=20)
+        assert (pong.type, pong.data) == (WSMsgType.PONG, b"are you there")
 
 
 async def test_a_daemon_that_goes_says_so(wire: Wire) -> None:

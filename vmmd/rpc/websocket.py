@@ -6,7 +6,7 @@ reason, its calls are interrupted, and the holds that it has opened are rolled b
 
 What it refuses closes the connection with a code and a reason: binary frames 1003, text that is not UTF-8 1007, frames
 over limits.body_bytes 1009, and the daemon's own end 1001. A peer that does not answer pings is gone, and so is one
-that does not read.
+that does not read, and one whose frame takes so long to come that no answer can.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from vmmd.rpc.caller import Caller, Holder, Reader
 from vmmd.rpc.dispatch import Answer, Dispatch
@@ -37,6 +37,10 @@ _BODIES_PER_CALL = 2
 # So many answers are given at once before others have their turn.
 _ANSWERS_A_TURN = 16
 
+# Whether peers are silent is looked at, for all of them together, so many times in `websocket_silence_ms`: a timer that
+# each frame sets anew would cost a tenth of a short call.
+_BEATS = 4
+
 # A frame up to this size goes out at once where nothing waits before it.
 _SMALL_FRAME_BYTES = 16 << 10
 
@@ -50,7 +54,8 @@ _log = structlog.get_logger()
 class WebSocketLimits:
     """What a connection may amount to. The names are the configuration's: errors name them so.
 
-    `websocket_silence_ms`: a ping goes out when nothing has come for so long; half of it later the peer is gone.
+    `websocket_silence_ms`: a ping goes out when no frame has come for so long; half of it later the peer is gone. Both
+    may come a quarter of it late.
     `unread_bytes`: answers that are made or wait to be read; a call that may add much waits for its room.
     `unread_ms`: a peer that takes nothing for so long, while something waits for it, is gone.
     """
@@ -74,6 +79,7 @@ class WebSockets:
         self._dispatch = dispatch
         self._limits = limits
         self._connections: set[_Connection] = set()
+        self._next_beat: asyncio.TimerHandle | None = None
 
     async def handle(self, request: web.Request) -> web.WebSocketResponse:
         """Serve one connection, from its upgrade to its end."""
@@ -81,6 +87,8 @@ class WebSockets:
         await socket.prepare(request)
         connection = _Connection(socket, request.transport, self._dispatch, self._limits)
         self._connections.add(connection)
+        if self._next_beat is None:
+            self._wait_for_beat()
         try:
             await connection.serve()
         finally:
@@ -93,6 +101,17 @@ class WebSockets:
         for connection in list(self._connections):
             await connection.go_away()
 
+    def _wait_for_beat(self) -> None:
+        beat_s = self._limits.websocket_silence_ms / 1000 / _BEATS
+        self._next_beat = asyncio.get_running_loop().call_later(beat_s, self._beat)
+
+    def _beat(self) -> None:
+        self._next_beat = None
+        for connection in self._connections:
+            connection.beat()
+        if self._connections:
+            self._wait_for_beat()
+
 
 class _Socket(web.WebSocketResponse):
     """aiohttp's end of the connection; it says which limit a frame was over."""
@@ -102,7 +121,7 @@ class _Socket(web.WebSocketResponse):
         # aiohttp's bound is the first size that is too large.
         super().__init__(
             max_msg_size=limits.body_bytes + 1,
-            heartbeat=limits.websocket_silence_ms / 1000,
+            autoping=False,
             compress=False,
             timeout=1.0,
         )
@@ -127,6 +146,10 @@ class _Connection:
         self._limits = limits
         self._bodies: dict[asyncio.Task[None], Caller] = {}
         self._frames = 0
+        self._is_slowed_down = False
+        self._is_silent = False
+        self._silent_beats = 0
+        self._pinging: asyncio.Task[None] | None = None
         self._outbox = Outbox(limits.unread_bytes)
         self._sending = asyncio.Lock()
         self._under_way = 0
@@ -139,11 +162,11 @@ class _Connection:
     async def serve(self) -> None:
         """Read until the peer closes, or sends what is refused."""
         async for message in self._socket:
-            if message.type is WSMsgType.BINARY:
-                await self.close(WSCloseCode.UNSUPPORTED_DATA, "JSON-RPC comes in text frames")
-                return
+            self._is_silent = False
             if message.type is not WSMsgType.TEXT:
-                return
+                if not await self._takes(message):
+                    return
+                continue
             self._frames += 1
             # All frames have the request id of the upgrade: their number tells their log lines apart.
             structlog.contextvars.bind_contextvars(frame=self._frames)
@@ -153,6 +176,16 @@ class _Connection:
                 await self._send_at_once(answer)
             else:
                 await self._go_on(caller, answer)
+
+    def beat(self) -> None:
+        """Ping a peer of which nothing has come for so many beats, and lose one that says nothing to that."""
+        self._silent_beats = self._silent_beats + 1 if self._is_silent else 0
+        # While it is not read, it says nothing that could be heard.
+        self._is_silent = not self._is_slowed_down
+        if self._silent_beats == _BEATS:
+            self._pinging = asyncio.create_task(self._ping())
+        elif self._silent_beats > _BEATS * 3 // 2 and self._transport is not None:
+            self._transport.abort()
 
     async def close(self, code: WSCloseCode, reason: str) -> None:
         """Close the connection with a code and a reason."""
@@ -179,7 +212,7 @@ class _Connection:
             vm.expire_hold(hold, SOCKET_CLOSED)
         if bodies:
             await asyncio.wait(bodies)
-        for task in (self._notifying, self._events):
+        for task in (self._notifying, self._events, self._pinging):
             if task is not None:
                 task.cancel()
 
@@ -230,6 +263,20 @@ class _Connection:
     def subscribe(self, reader: Reader) -> None:
         """See `Connection`. The answer goes out before the first event."""
         self._subscribed = reader
+
+    async def _takes(self, message: WSMessage) -> bool:
+        """Take a frame that is no text; tell whether the connection stands."""
+        if message.type is WSMsgType.PING:
+            with suppress(ConnectionError):
+                await self._socket.pong(message.data)
+            return True
+        if message.type is WSMsgType.BINARY:
+            await self.close(WSCloseCode.UNSUPPORTED_DATA, "JSON-RPC comes in text frames")
+        return message.type is WSMsgType.PONG
+
+    async def _ping(self) -> None:
+        with suppress(ConnectionError):
+            await self._socket.ping()
 
     @property
     def _is_read(self) -> bool:
@@ -304,8 +351,10 @@ class _Connection:
     async def _slow_down(self) -> None:
         """Let bodies begin; and read nothing more while so many cannot send their answers."""
         await asyncio.sleep(0)
+        self._is_slowed_down = True
         while len(self._bodies) > _BODIES_PER_CALL * self._limits.calls_in_flight:
             await asyncio.wait(list(self._bodies), return_when=asyncio.FIRST_COMPLETED)
+        self._is_slowed_down = self._is_silent = False
 
 
 def _notification(method: str, params: bytes) -> bytes:
