@@ -1,10 +1,12 @@
 """isa.disassemble on the wire: lines and limits."""
 
 import base64
+import json
 
 import pytest
 
-from tests.rpc.wire import REPLY_BYTES, Failed, Wire
+from tests.rpc.sockets import connected, serving
+from tests.rpc.wire import REPLY_BYTES, Failed, Wire, request
 from vmmd.api.codes import INVALID_PARAMS
 from vmmd.api.isa import MAX_CODE_BYTES
 
@@ -61,3 +63,12 @@ async def test_the_longest_lines_fit_wherever_they_are_not_refused(wire: Wire) -
     lines = await wire.call("isa.disassemble", code=base64_of(code), origin=hex(last + 1 - len(code)))
     assert len(lines) == len(code) // 4
     assert lines[-1]["text"] == "bgeu s10,s11,.-4096 # 0xffffffffffffeffc"
+
+
+async def test_while_much_code_is_disassembled_other_calls_are_answered(wire: Wire) -> None:
+    code = base64_of(b"\x13\0\0\0" * (REPLY_BYTES // 128))
+    async with serving(wire) as client, connected(client) as socket:
+        await socket.socket.send_str(json.dumps(request("isa.disassemble", code=code)))
+        await socket.socket.send_str(json.dumps(request("kvm.get_api_version")))
+        answered = [json.loads((await socket.socket.receive(timeout=20)).data)["id"] for _ in range(2)]
+    assert answered == ["kvm.get_api_version", "isa.disassemble"]

@@ -46,11 +46,20 @@ def disassemble(code: bytes, origin: int = 0) -> list[Line]:
     Raises:
         ValueError: the code does not lie in the 64-bit address space.
     """
+    check_place(code, origin)
+    return list(_lines(code, origin))
+
+
+def check_place(code: bytes, origin: int) -> None:
+    """Check that code can lie where it is said to.
+
+    Raises:
+        ValueError: it does not lie in the 64-bit address space.
+    """
     if not 0 <= origin <= U64:
         raise ValueError(f"the origin {origin:#x} is not between 0 and {U64:#x}")
     if origin + len(code) > U64 + 1:
         raise ValueError(f"{len(code)} bytes of code do not fit between {origin:#x} and the last address")
-    return list(_lines(code, origin))
 
 
 def _lines(code: bytes, origin: int) -> Iterator[Line]:

@@ -1,4 +1,7 @@
-"""Assembler and disassembler, on a thread of their own: much text takes seconds, and the event loop has others."""
+"""Assembler and disassembler: much text takes seconds, and the event loop has others meanwhile.
+
+The assembler has a thread. The disassembler writes words one by one, so it does some at a time and gives way between.
+"""
 
 import asyncio
 import errno
@@ -6,16 +9,18 @@ import errno
 from vmmd.api import isa
 from vmmd.api.methods import METHODS
 from vmmd.isa.assembler import AssemblyError, assemble
-from vmmd.isa.disassemble import disassemble
+from vmmd.isa.disassemble import check_place, disassemble
 from vmmd.kvm.errors import KvmError
 from vmmd.rpc.handlers.registry import Core, handles
+from vmmd.rpc.progress import Progress
 from vmmd.rpc.results import Encoded
 from vmmd.rpc.scope import BodyScope
 
 # A line in the reply, its members' names and the longest text included.
 _LINE_BYTES = 128
 
-_LINES_A_PIECE = 256
+# A piece takes a millisecond or so; it is of whole words.
+_PIECE_BYTES = 4 * 64
 
 _LINES = METHODS["isa.disassemble"].result_adapter
 
@@ -39,16 +44,21 @@ async def _disassemble(_core: Core, params: isa.DisassembleParams, scope: BodySc
             "(limits.reply_bytes); give less code at a time",
         )
     try:
-        return await asyncio.to_thread(_lines, params)
+        check_place(params.code, params.origin)
     except ValueError as error:
         raise KvmError(errno.EINVAL, str(error)) from None
+    with Progress(scope.caller, len(params.code)) as progress:
+        return await _lines(params, progress, at_once=scope.is_holding)
 
 
-def _lines(params: isa.DisassembleParams) -> Encoded:
+async def _lines(params: isa.DisassembleParams, progress: Progress, *, at_once: bool) -> Encoded:
     """Give the lines as JSON text: models are made for a piece at a time, so that few are alive at once."""
-    lines = disassemble(params.code, params.origin)
-    parts = []
-    for start in range(0, len(lines), _LINES_A_PIECE):
-        piece = [isa.Line(address=at, word=word, text=text) for at, word, text in lines[start : start + _LINES_A_PIECE]]
+    parts: list[bytes] = []
+    progress.begin(lambda: min(len(parts) * _PIECE_BYTES, len(params.code)))
+    for start in range(0, len(params.code), _PIECE_BYTES):
+        lines = disassemble(params.code[start : start + _PIECE_BYTES], params.origin + start)
+        piece = [isa.Line(address=at, word=word, text=text) for at, word, text in lines]
         parts.append(_LINES.dump_json(piece)[1:-1])
+        if not at_once:
+            await asyncio.sleep(0)
     return Encoded(b"[" + b",".join(parts) + b"]")
