@@ -138,3 +138,14 @@ async def test_the_gate_counts_calls_without_a_hold_and_not_those_inside() -> No
             await gate.acquire("a", 0)
         assert "2 calls" in late.value.message
     assert (await gate.acquire("b", 0)).name == "b"
+
+
+@pytest.mark.parametrize(("wait_ms", "is_told"), [(0, False), (2, False), (3, True)])
+async def test_a_call_that_asked_for_more_time_than_there_is_is_told_that_it_was_less(
+    wait_ms: int, is_told: bool
+) -> None:
+    gate = Gate(lambda: 0, max_wait_ms=2)
+    await gate.acquire("mine", 0)
+    with refusal(errno.EBUSY) as busy:
+        await gate.admit({"wait_ms": wait_ms})
+    assert ("2 ms of the 3 it asked for, as long as limits.max_wait_ms allows" in busy.value.message) == is_told

@@ -226,7 +226,8 @@ class GateOptions(Params):
     )
     wait_ms: U32 = Field(
         default=0,
-        description="How long to wait, in milliseconds, while somebody else's hold is open, before EBUSY; 0: no time.",
+        description="How long to wait, in milliseconds, while somebody else's hold is open, before EBUSY; 0: no time. "
+        "At most limits.max_wait_ms; where that is less, EBUSY says so.",
     )
 
 

@@ -220,8 +220,10 @@ class Gate:
                 hold = self.holds.admit(entry.get("hold"), time.monotonic_ns())
                 break
             except KvmError as error:
-                if error.errno != errno.EBUSY or not await self._change(deadline):
+                if error.errno != errno.EBUSY:
                     raise
+                if not await self._change(deadline):
+                    raise self._waited_out(error, entry.get("wait_ms", 0)) from None
         try:
             self.check_generation(entry.get("if_generation"))
         except KvmError as stale:
@@ -229,6 +231,13 @@ class Gate:
                 self.fail(hold, stale)
             raise
         return hold
+
+    def _waited_out(self, busy: KvmError, asked_ms: int) -> KvmError:
+        """Say to a caller who asked for more time than there is that it was less."""
+        if asked_ms <= self._max_wait_ms:
+            return busy
+        cut = f"it waited {self._max_wait_ms} ms of the {asked_ms} it asked for, as long as limits.max_wait_ms allows"
+        return KvmError(busy.errno, f"{busy.message}; {cut}")
 
     def check_generation(self, wanted: int | None) -> None:
         """Refuse a call that was made for another slot table.
