@@ -102,6 +102,11 @@ class LimitSettings(BaseModel):
         ge=1,
         description="How long a connection may take to send a request's head, or send nothing, in milliseconds.",
     )
+    first_request_ms: int = Field(
+        default=10_000,
+        ge=1,
+        description="How long a connection may take until a first request of its was let in, in milliseconds.",
+    )
     body_wait_ms: int = Field(
         default=30_000, ge=1, description="How long a request's body may take to come in, in milliseconds."
     )

@@ -71,7 +71,8 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._traffic = Traffic(settings.limits.calls_in_flight_per_client, settings.limits.unread_bytes)
-        self._admission = Admission(settings.limits.connections)
+        limits = settings.limits
+        self._admission = Admission(limits.connections, limits.first_request_ms, self._traffic)
         self._runners: list[web.AppRunner] = []
         self._inside: _Inside | None = None
 

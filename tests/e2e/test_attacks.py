@@ -4,13 +4,14 @@ The peers here write bytes, since no client library would send most of this.
 """
 
 import asyncio
+import itertools
 import json
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,73 @@ async def test_slow_peers_keep_nobody_else_waiting(daemon: Daemon) -> None:
         assert await vms(daemon) == 0
     for _, writer in dripping:
         writer.close()
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+async def test_a_client_that_ends_its_sending_side_behind_a_request_gets_its_answer(daemon: Daemon, tcp: bool) -> None:
+    call = json.dumps(request("isa.assemble", source="nop\n" * 100)).encode()
+    async with raw(daemon, tcp=tcp) as (reader, writer):
+        writer.write(post(call, "Content-Type: application/json", BEARER))
+        writer.write_eof()
+        status, text = await answer(reader)
+        assert (status, "result" in json.loads(text)) == (200, True)
+        # It closes behind the answer.
+        async with asyncio.timeout(20):
+            assert await reader.read() == b""
+
+
+async def test_over_tcp_a_call_that_waits_is_ended_where_its_caller_may_have_gone(daemon: Daemon) -> None:
+    async with daemon.session() as session:
+        vm = (await call(session, "kvm.create_vm"))["vm"]
+        await call(session, "vm.kick_all_running_vcpus", vm=vm, hold="open", lease_ms=60_000)
+        kick = json.dumps(request("vm.kick_all_running_vcpus", vm=vm, hold="next", wait_ms=60_000)).encode()
+        async with raw(daemon, tcp=True) as (reader, writer):
+            writer.write(post(kick, "Content-Type: application/json", BEARER))
+            writer.write_eof()
+            async with asyncio.timeout(20):
+                assert await reader.read() == b""
+        # Nobody is in line behind the open hold any more.
+        await call(session, "vm.resume_all_kicked_vcpus", vm=vm, hold="open")
+        await call(session, "vm.map_host_memory", vm=vm, size=4096)
+        await call(session, "kvm.destroy_vm", vm=vm)
+
+
+async def test_on_the_unix_socket_a_call_waits_for_a_caller_that_reads_on_and_not_for_one_that_has_gone(
+    daemon: Daemon,
+) -> None:
+    async with daemon.session() as session:
+        vm = (await call(session, "kvm.create_vm"))["vm"]
+        await call(session, "vm.kick_all_running_vcpus", vm=vm, hold="open", lease_ms=60_000)
+        kick = json.dumps(request("vm.kick_all_running_vcpus", vm=vm, hold="next", wait_ms=60_000)).encode()
+        async with raw(daemon) as (reader, writer):
+            writer.write(post(kick, "Content-Type: application/json"))
+            writer.write_eof()
+            # A kick behind it in the same line has its time and more.
+            waits = request("vm.kick_all_running_vcpus", vm=vm, hold="third", wait_ms=1500)
+            async with session.post("/rpc", json=waits) as response:
+                assert (await response.json())["error"]["data"]["errno"] == "ETIMEDOUT"
+            await call(session, "vm.resume_all_kicked_vcpus", vm=vm, hold="open")
+            assert json.loads((await answer(reader))[1])["result"]["hold"] == "next"
+        await call(session, "kvm.destroy_vm", vm=vm)
+
+
+async def test_a_connection_of_which_no_request_is_let_in_is_closed_soon(tmp_path: Path) -> None:
+    limits = {"VMMD_LIMITS__FIRST_REQUEST_MS": "50"}
+    async with serving(tmp_path, "--port", "0", **EVALUATED, **limits) as daemon:
+        for sent, tcp in itertools.product([b"", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"], [False, True]):
+            async with raw(daemon, tcp=tcp) as (reader, writer), asyncio.timeout(20):
+                writer.write(sent)
+                with suppress(ConnectionError):
+                    assert await reader.read() == b""
+        async with raw(daemon) as (reader, writer):
+            writer.write(head(method="GET", path="/healthz"))
+            assert (await answer(reader))[0] == 200
+            async with raw(daemon) as (silent, _), asyncio.timeout(20):
+                with suppress(ConnectionError):
+                    assert await silent.read() == b""
+            # One that has asked may be idle for longer.
+            writer.write(head(method="GET", path="/healthz"))
+            assert (await answer(reader))[0] == 200
 
 
 async def test_a_truncated_body_is_not_carried_out(daemon: Daemon) -> None:

@@ -3,17 +3,24 @@
 An eighth of them is kept for the UNIX socket: whoever can reach a TCP port, with a token or without, takes no room from
 those who look after the daemon.
 
-How long one may take to send the head of a request, and idle between two, is aiohttp's keep-alive timeout.
+Who is let in has a while to send a first request that may be sent here: whoever has no token, or nothing to say, keeps
+no connection. How long one may take for the head of a later one, and idle between two, is aiohttp's keep-alive timeout.
+
+A client may end its sending side behind a request (`nc -N` does) and read on. Whether one that has ended it still reads
+is known on a UNIX socket, and not over TCP: there a call has a second left, and is interrupted as for any caller who
+has gone.
 """
 
 import asyncio
 import resource
+import select
 import socket
 
 import structlog
 from aiohttp import web
 
 from vmmd.rpc.listen import BACKLOG
+from vmmd.rpc.traffic import Traffic
 
 # Descriptors that are nobody's connection: listeners, the log, the event loop's own, files that are read meanwhile.
 _OWN_DESCRIPTORS = 64
@@ -26,6 +33,11 @@ _KEPT_SHARE = 8
 _MOST_TURNED_AWAY = 16
 _TURNED_AWAY_S = 1.0
 
+# How long a peer that has ended its sending side is taken to read on, until it is looked at again; and how long until
+# the first look, since what it sent last is begun a few turns of the event loop behind its end.
+_HALF_CLOSED_S = 1.0
+_BEGUN_S = 0.05
+
 _log = structlog.get_logger()
 
 
@@ -34,13 +46,17 @@ class Admission:
 
     Args:
         connections: How many may be open at a time.
+        first_request_ms: How long one may take until its first request was let in, in milliseconds.
+        traffic: What knows whose requests were.
 
     Attributes:
         turned_away: How many found no room and are still reading so.
     """
 
-    def __init__(self, connections: int) -> None:
+    def __init__(self, connections: int, first_request_ms: int, traffic: Traffic) -> None:
         self._most = _raise_descriptor_limit(connections)
+        self.first_request_s = first_request_ms / 1000
+        self.traffic = traffic
         self.turned_away = 0
         self._servers: list[web.Server] = []
         self._open: list[web.Server] = []
@@ -89,19 +105,23 @@ class Admission:
 
 
 class _Arrival(asyncio.Protocol):
-    """A connection before it is known whether there is room: only then is it one of the server's."""
+    """A connection: turned away at its first moment, or one of the server's, whose handler has all that comes."""
 
     def __init__(self, admission: Admission, server: web.Server) -> None:
         self._admission = admission
         self._server = server
+        self._handler: web.RequestHandler | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101
+        self._transport = transport
         refusal = self._admission.refusal(self._server)
+        loop = asyncio.get_running_loop()
         if refusal is None:
-            handler = self._server()
-            transport.set_protocol(handler)
-            handler.connection_made(transport)
+            self._handler = self._server()
+            self._handler.connection_made(transport)
+            self._timer = loop.call_later(self._admission.first_request_s, self._end_silent)
             return
         self._admission.turned_away += 1
         transport.write(refusal)
@@ -109,11 +129,65 @@ class _Arrival(asyncio.Protocol):
             transport.close()
             return
         transport.write_eof()
-        asyncio.get_running_loop().call_later(_TURNED_AWAY_S, transport.abort)
+        self._timer = loop.call_later(_TURNED_AWAY_S, transport.abort)
 
-    def connection_lost(self, _error: Exception | None) -> None:
-        # One that was let in has another protocol by now.
-        self._admission.turned_away -= 1
+    def data_received(self, data: bytes) -> None:
+        if self._handler is not None:
+            self._handler.data_received(data)
+
+    def eof_received(self) -> bool:
+        """Tell whether the connection stands, of which nothing more will come."""
+        traffic = self._admission.traffic
+        if self._handler is None or traffic.is_websocket(self._transport) or _has_hung_up(self._transport):
+            return False
+        # It answers what it has begun, and closes then.
+        self._handler.close()
+        self._look_again_in(_BEGUN_S, last=False)
+        return True
+
+    def pause_writing(self) -> None:
+        if self._handler is not None:
+            self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._handler is not None:
+            self._handler.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._handler is None:
+            self._admission.turned_away -= 1
+        else:
+            self._handler.connection_lost(error)
+
+    def _end_silent(self) -> None:
+        if not self._admission.traffic.knows(self._transport):
+            self._transport.abort()
+
+    def _look_again_in(self, seconds: float, *, last: bool) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look_again, last)
+
+    def _look_again(self, last: bool) -> None:
+        transport = self._transport
+        is_answering = transport in self._admission.traffic.answering or transport.get_write_buffer_size()
+        if not is_answering or last or _has_hung_up(transport):
+            transport.close()
+        else:
+            self._look_again_in(_HALF_CLOSED_S, last=not _is_unix(transport) and not transport.get_write_buffer_size())
+
+
+def _is_unix(transport: asyncio.Transport) -> bool:
+    return bool(transport.get_extra_info("socket").family == socket.AF_UNIX)
+
+
+def _has_hung_up(transport: asyncio.Transport) -> bool:
+    """Tell whether a peer has ended both directions, as far as that is known here."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), 0)
+    return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
 
 
 def _raise_descriptor_limit(connections: int) -> int:

@@ -144,14 +144,19 @@ class _Door:
         name = _request_name(request)
         # Each request has a task of its own, and its context: nothing has to be unbound.
         structlog.contextvars.bind_contextvars(request_id=name)
+        transport = request.transport
+        self._traffic.answering.add(transport)
         try:
             if self._guard is not None:
                 _check_guard(self._guard, request)
+            self._traffic.client_of(request)
             response = await handler(request)
         except web.HTTPException as refusal:
             self._observe_refusal(refusal.status)
             refusal.headers[REQUEST_ID] = name
             raise
+        finally:
+            self._traffic.answering.discard(transport)
         if not response.prepared:
             # A WebSocket's headers went out at its upgrade.
             response.headers[REQUEST_ID] = name
@@ -181,6 +186,7 @@ class _Door:
     async def upgrade(self, request: web.Request) -> web.StreamResponse:
         """Make a connection a WebSocket, and serve it to its end."""
         self._traffic.check_open()
+        self._traffic.upgrade(request)
         return await self.websockets.handle(request)
 
     def _answer_frame(self, body: bytes, caller: Caller) -> Answer | Awaitable[Answer]:

@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Hashable
 from enum import Enum
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from aiohttp import hdrs, web
 
@@ -54,15 +54,18 @@ class Traffic:
     Attributes:
         phase: What the daemon is doing.
         in_flight: How many bodies are being read or answered.
+        answering: The connections of which a request is being answered.
     """
 
     def __init__(self, calls_in_flight_per_client: int, unread_bytes: int) -> None:
         self.phase = Phase.STARTING
         self.in_flight = 0
+        self.answering: set[asyncio.BaseTransport | None] = set()
         self._most = calls_in_flight_per_client
         self._unread_bytes = unread_bytes
         self._clients: WeakValueDictionary[Hashable, Client] = WeakValueDictionary()
         self._at: WeakKeyDictionary[asyncio.BaseTransport, Client] = WeakKeyDictionary()
+        self._websockets: WeakSet[asyncio.BaseTransport] = WeakSet()
         self._idle: asyncio.Future[None] | None = None
 
     def check_open(self) -> None:
@@ -126,6 +129,19 @@ class Traffic:
                 client = self._clients[who] = Client(self._unread_bytes)
             self._at[transport] = client
         return client
+
+    def knows(self, transport: asyncio.BaseTransport) -> bool:
+        """Tell whether a request of that connection was let in."""
+        return transport in self._at
+
+    def is_websocket(self, transport: asyncio.BaseTransport) -> bool:
+        """Tell whether that connection was made a WebSocket."""
+        return transport in self._websockets
+
+    def upgrade(self, request: web.Request) -> None:
+        """Take note that a connection becomes a WebSocket."""
+        if request.transport is not None:
+            self._websockets.add(request.transport)
 
     async def idle(self, timeout_s: float) -> bool:
         """Wait until no call is under way; tell whether it came to that in so many seconds."""
