@@ -1,22 +1,23 @@
 """The command `vmmd`: its arguments and its exit codes.
 
 0: it was asked to stop. 2: the arguments or the settings cannot be used. 3: it cannot listen where it was told to.
-A signal that comes before it listens, and the second one, end it as they end any program.
+A signal that comes before it listens ends it at once, with 0 too, and the second one as it ends any program.
 A daemon that dies of a signal in native code leaves a Python traceback of every thread on the standard error.
 """
 
 import argparse
 import asyncio
 import faulthandler
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vmmd import __version__, config_commands, log
 from vmmd.api.places import default_socket
 from vmmd.config import ConfigError, load
-from vmmd.daemon import serve
+from vmmd.daemon import ENDING, serve
 from vmmd.rpc.listen import BindError
 from vmmd.systemd import ActivationError
 
@@ -51,9 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> None:
+    for number in ENDING:
+        # Nothing is bound and nothing is made yet; once there is, the daemon takes its signals itself.
+        signal.signal(number, _end_at_once)
     settings = load(options.config, _given(options))
     with log.to_stderr(settings.log.level, settings.log.format):
         asyncio.run(serve(settings))
+
+
+def _end_at_once(_number: int, _frame: object) -> NoReturn:
+    sys.exit(0)
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -19,8 +19,8 @@ from vmmd.rpc.listen import UnixListener
 from vmmd.service import Service
 from vmmd.systemd import Notifier, passed_sockets
 
-# SIGHUP too: the settings are read once, and a terminal that closes is an end.
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""The signals that ask for the end. SIGHUP too: the settings are read once, and a terminal that closes is an end."""
 
 _log = structlog.get_logger()
 
@@ -80,7 +80,7 @@ class _End:
     def __init__(self) -> None:
         self.socket: UnixListener | None = None
         self._asked = asyncio.Event()
-        for number in _ENDING:
+        for number in ENDING:
             asyncio.get_running_loop().add_signal_handler(number, self._first)
 
     async def wait(self) -> None:
@@ -89,7 +89,7 @@ class _End:
 
     def _first(self) -> None:
         self._asked.set()
-        for number in _ENDING:
+        for number in ENDING:
             asyncio.get_running_loop().remove_signal_handler(number)
             # One that the event loop does not have to come round for.
             signal.signal(number, self._second)

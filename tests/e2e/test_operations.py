@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import socket
@@ -98,6 +99,20 @@ async def test_while_it_drains_new_calls_are_refused_and_it_says_so(tmp_path: Pa
         assert 'vmmd_holds_ended_total{outcome="lapsed"} 1.0' in metrics
         assert "vmmd_holds_open 0.0" in metrics
         assert not waiting.done()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_a_signal_before_it_listens_ends_it_with_0_and_nothing_is_made(tmp_path: Path, number: int) -> None:
+    socket, settings = tmp_path / "vmmd.sock", tmp_path / "settings.toml"
+    os.mkfifo(settings)
+    process = await launch(tmp_path, "serve", "--socket", str(socket), "--config", str(settings))
+    # It reads its settings now, and gets none.
+    with await asyncio.to_thread(settings.open, "wb"):
+        process.send_signal(number)
+        async with asyncio.timeout(20):
+            assert await process.communicate() == (b"", b"")
+    assert process.returncode == 0
+    assert not socket.exists()
 
 
 async def test_the_second_signal_ends_it_at_once(tmp_path: Path) -> None:
