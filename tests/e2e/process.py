@@ -48,7 +48,9 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("VMMD_", "XDG_"))}
     # All tests of a session share what the compiled engine keeps: only the first start has to make it.
     cache = str(folder.parent / "engine-cache")
-    return clean | {"HOME": str(folder), "VMMD_TOKEN": TOKEN, "VMMD_CACHE_DIR": cache} | settings
+    given = {"HOME": str(folder), "VMMD_TOKEN": TOKEN, "VMMD_CACHE_DIR": cache} | settings
+    # What is empty is not set at all.
+    return clean | {name: value for name, value in given.items() if value}
 
 
 async def launch(folder: Path, *arguments: str, **settings: str) -> asyncio.subprocess.Process:

@@ -115,6 +115,40 @@ async def test_a_signal_before_it_listens_ends_it_with_0_and_nothing_is_made(tmp
     assert not socket.exists()
 
 
+async def test_what_may_be_meant_otherwise_in_its_settings_is_warned_of(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o644)
+    settings = {"VMMD_TOKEN": "", "VMMD_TOKEN_FILE": str(token), "VMMD_PROT": "8000"}
+    async with serving(tmp_path, "--port", "0", **EVALUATED, **settings) as daemon:
+        _, log = await daemon.stop()
+    warned = {line["event"]: line for line in log if line["level"] == "warning"}
+    assert warned.keys() == {"settings.unknown_variable", "settings.token_file_is_open"}
+    assert warned["settings.unknown_variable"]["variable"] == "VMMD_PROT"
+    assert "chmod 600" in warned["settings.token_file_is_open"]["advice"]
+    assert TOKEN not in json.dumps(log)
+
+
+async def test_over_http_a_large_answer_is_not_made_before_its_client_has_read_the_one_before(tmp_path: Path) -> None:
+    size = 4 << 20
+    async with (
+        serving(tmp_path, **EVALUATED, VMMD_LIMITS__UNREAD_BYTES=str(2 * size)) as daemon,
+        daemon.session() as session,
+    ):
+        vm = (await call(session, "kvm.create_vm"))["vm"]
+        hva = (await call(session, "vm.map_host_memory", vm=vm, size=size))["userspace_addr"]
+        read = request("vm.read_host_memory", vm=vm, userspace_addr=hva, length=size)
+        # Whoever asks has all of its connections in one, so the second waits for its own first.
+        async with session.post("/rpc", json=read) as first:
+            second = asyncio.create_task(session.post("/rpc", json=read))
+            while "vmmd_rpc_in_flight 2.0" not in (metrics := await (await session.get("/metrics")).text()):
+                await asyncio.sleep(0)
+            assert 'vmmd_rpc_calls_total{method="vm.read_host_memory",outcome="ok"} 1.0' in metrics
+            await first.read()
+        answer = await (await second).json()
+        assert len(answer["result"]["data"]) > size
+
+
 async def test_the_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     async with draining(tmp_path) as (daemon, _, waiting, _):
         assert not waiting.done()
