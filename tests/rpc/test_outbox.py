@@ -1,10 +1,12 @@
 """Room for answers: whose turn it is, and what becomes of a peer that does not read."""
 
 import asyncio
+import errno
 from contextlib import suppress
 
 from tests.rpc.sockets import client_transport, connected, serving
-from tests.rpc.wire import PAGE, Failed, Wire
+from tests.rpc.wire import PAGE, Failed, Wire, request
+from vmmd.rpc.caller import Caller
 from vmmd.rpc.outbox import Outbox, Room
 
 
@@ -64,3 +66,25 @@ async def test_a_peer_that_does_not_read_loses_its_connection_and_its_hold(wire:
                 await wire.call("vm.map_host_memory", vm=vm, size=PAGE)
                 is_held = False
             await asyncio.sleep(0)
+
+
+async def test_what_waited_for_room_is_not_read_for_a_caller_who_has_gone_and_what_changes_is_carried_out(
+    wire: Wire, vm: str, memory: str
+) -> None:
+    outbox = Outbox(100)
+    await outbox.outside.take(100)
+    reads, fetches = Caller(outbox=outbox), Caller(outbox=outbox)
+    read = request("vm.read_host_memory", vm=vm, userspace_addr=memory, length=8)
+    fetched = request("vm.get_dirty_log", vm=vm, slot=9)
+    answers = [
+        asyncio.create_task(wire.send(read, reads)),
+        asyncio.create_task(wire.send(fetched, fetches)),
+    ]
+    await asyncio.sleep(0)
+    for caller in (reads, fetches):
+        caller.leave()
+    outbox.outside.give_back(100)
+    nothing = await answers[0]
+    reads.sent()
+    assert nothing is None
+    assert (await answers[1])["error"]["code"] == errno.ENOENT

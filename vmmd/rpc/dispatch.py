@@ -242,6 +242,9 @@ class Dispatcher(Generic[ScopeT]):
         room = sum(self._most_bytes(entry) for entry in entries)
         if room:
             await caller.take_room(min(room, self._limits.reply_bytes), inside=_is_inside(entries))
+            if caller.is_gone and not _changes(entries):
+                # Nobody would read it: what waited for room would be made in vain, as much as there was asked for.
+                return []
         scope = self._scope(self._limits.reply_bytes, caller)
         for entry in entries:
             if isinstance(entry, _Refusal):
@@ -348,6 +351,11 @@ def _is_inside(entries: Sequence[_Call | _Refusal]) -> bool:
     calls = [entry for entry in entries if isinstance(entry, _Call)]
     opens = any(call.method.name == "vm.kick_all_running_vcpus" for call in calls)
     return not opens and any(getattr(call.params, "hold", None) is not None for call in calls)
+
+
+def _changes(entries: Sequence[_Call | _Refusal]) -> bool:
+    """Tell whether the body changes anything, or would fail somebody's hold."""
+    return any(isinstance(entry, _Refusal) or entry.method.changes for entry in entries)
 
 
 def _request_id(request: dict[str, Any]) -> bytes | None:

@@ -77,3 +77,5 @@ async def until_read(transport: asyncio.Transport, sending: Awaitable[None], unr
         await task
     finally:
         task.cancel()
+        # Its error has this frame, and the frame the task: a cycle, which would keep the answer.
+        del task
