@@ -226,4 +226,5 @@ async def test_a_batch_is_carried_out_as_it_stands_though_its_caller_has_gone(wi
         request("vm.resume_all_kicked_vcpus", vm=vm, hold="h"),
     )
     assert not [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+    wire.caller_is_gone = False
     assert 3 in await regions(wire, vm)
