@@ -20,7 +20,6 @@ from vmmd.kvm.errors import KvmError
 from vmmd.kvm.hold import Undo
 from vmmd.kvm.observer import Note, ignore, slots_changed
 from vmmd.kvm.rendezvous import Rendezvous
-from vmmd.kvm.requests import KVM_REQ_TLB_FLUSH
 from vmmd.kvm.uapi import (
     KVM_CAP_DIRTY_LOG_RING,
     KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
@@ -32,7 +31,7 @@ from vmmd.kvm.uapi import (
 from vmmd.memory import access
 from vmmd.memory.dirty import DirtyBitmap, DirtyLog
 from vmmd.memory.errors import Refused
-from vmmd.memory.host import HostSpace, Ledger, Piece
+from vmmd.memory.host import HostSpace, Ledger
 from vmmd.memory.limits import PAGE_SIZE, USER_MEM_SLOTS
 from vmmd.memory.memslots import Memslot, Memslots
 from vmmd.memory.region import Region
@@ -106,7 +105,8 @@ class GuestMemory:
             undo.unmapped.extend(gone)
             return
         await self._shoot_down()
-        _discard(gone)
+        for piece in gone:
+            piece.discard()
 
     def write_guest(self, writes: Sequence[access.Write], undo: Undo | None) -> None:
         """See `Vm.write_guest_memory_list`."""
@@ -141,7 +141,7 @@ class GuestMemory:
         memslots, _ = before.with_change(region, self._new_log)
         if memslots is not before:
             self._publish(memslots, self.view.host)
-            self._meet.post(KVM_REQ_TLB_FLUSH, self._meet.contexts)
+            self._meet.flush()
             self._note(slots_changed(memslots.generation, [region], None))
         return memslots.generation
 
@@ -289,7 +289,8 @@ class GuestMemory:
 
     def keep(self, undo: Undo) -> None:
         """What was done inside a hold stands: unmapped pages go now."""
-        _discard(undo.unmapped)
+        for piece in undo.unmapped:
+            piece.discard()
 
     def roll_back(self, undo: Undo) -> None:
         """Publish what was there at the kick, at a new generation, and put fetched bits back."""
@@ -388,12 +389,6 @@ class GuestMemory:
 
 def _bitmap_of(slot: Memslot | None) -> DirtyBitmap | None:
     return slot.dirty.bitmap if slot is not None and slot.dirty is not None else None
-
-
-def _discard(gone: Sequence[Piece]) -> None:
-    """Give back pages that were unmapped, and that nothing reaches any more."""
-    for piece in gone:
-        piece.discard()
 
 
 def _merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -91,6 +91,10 @@ class Rendezvous:
         """
         await self._post_and_wait(KVM_REQ_TLB_FLUSH, self.contexts, self.view.number)
 
+    def flush(self) -> None:
+        """Do the same while none is inside KVM_RUN: there is nobody to wait for, and who enters flushes first."""
+        self.post(KVM_REQ_TLB_FLUSH, self.contexts)
+
     async def all_outside_once(self) -> None:
         """Wait until every vCPU has been outside guest mode: what it did before is visible then.
 

@@ -28,7 +28,6 @@ from vmmd.kvm.requests import KVM_REQ_VM_DEAD
 from vmmd.kvm.scheduler import Scheduler
 from vmmd.kvm.vcpu import Stats, Vcpu
 from vmmd.memory import access
-from vmmd.memory.errors import Refused
 from vmmd.memory.host import HostSpace, Ledger
 from vmmd.memory.memslots import Memslot, Memslots
 from vmmd.memory.region import Region
@@ -210,10 +209,8 @@ class Vm:
         """
         if self._meet.running or not self._gate.is_free:
             return None
-        try:
+        with in_ioctl("KVM_SET_USER_MEMORY_REGION"):
             return self._memory.set_region_at_once(region)
-        except Refused as refused:
-            raise KvmError(refused.errno, refused.message, "KVM_SET_USER_MEMORY_REGION") from None
 
     async def set_user_memory_region_list(
         self,
