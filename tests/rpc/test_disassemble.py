@@ -72,3 +72,17 @@ async def test_while_much_code_is_disassembled_other_calls_are_answered(wire: Wi
         await socket.socket.send_str(json.dumps(request("kvm.get_api_version")))
         answered = [json.loads((await socket.socket.receive(timeout=20)).data)["id"] for _ in range(2)]
     assert answered == ["kvm.get_api_version", "isa.disassemble"]
+
+
+async def test_others_are_answered_too_while_a_batch_that_holds_a_vm_disassembles(wire: Wire, vm: str) -> None:
+    batch = [
+        request("vm.kick_all_running_vcpus", vm=vm, hold="mine"),
+        request("isa.disassemble", code=base64_of(b"\x13\0\0\0" * (REPLY_BYTES // 256))),
+        request("vm.resume_all_kicked_vcpus", vm=vm, hold="mine"),
+    ]
+    async with serving(wire) as client, connected(client) as socket:
+        await socket.socket.send_str(json.dumps(batch))
+        await socket.socket.send_str(json.dumps(request("kvm.get_api_version")))
+        first, second = [json.loads((await socket.socket.receive(timeout=20)).data) for _ in range(2)]
+    assert first["id"] == "kvm.get_api_version"
+    assert all("result" in answer for answer in second)

@@ -31,7 +31,7 @@ _ENTRY_BYTES = 256
 
 
 class Encoded(bytes):
-    """A result that its handler has encoded, on the thread where it was made."""
+    """A result that its handler has encoded, where and as it was made."""
 
 
 _Encode = Callable[[Any], bytes]

@@ -48,17 +48,19 @@ async def _disassemble(_core: Core, params: isa.DisassembleParams, scope: BodySc
     except ValueError as error:
         raise KvmError(errno.EINVAL, str(error)) from None
     with Progress(scope.caller, len(params.code)) as progress:
-        return await _lines(params, progress, at_once=scope.is_holding)
+        return await _lines(params, progress)
 
 
-async def _lines(params: isa.DisassembleParams, progress: Progress, *, at_once: bool) -> Encoded:
-    """Give the lines as JSON text: models are made for a piece at a time, so that few are alive at once."""
+async def _lines(params: isa.DisassembleParams, progress: Progress) -> Encoded:
+    """Give the lines as JSON text: models are made for a piece at a time, so that few are alive at once.
+
+    It gives way in a hold of its batch too: a VM that is held waits for all of it, and others need not.
+    """
     parts: list[bytes] = []
     progress.begin(lambda: min(len(parts) * _PIECE_BYTES, len(params.code)))
     for start in range(0, len(params.code), _PIECE_BYTES):
         lines = disassemble(params.code[start : start + _PIECE_BYTES], params.origin + start)
         piece = [isa.Line(address=at, word=word, text=text) for at, word, text in lines]
         parts.append(_LINES.dump_json(piece)[1:-1])
-        if not at_once:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
     return Encoded(b"[" + b",".join(parts) + b"]")
