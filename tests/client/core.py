@@ -14,7 +14,7 @@ from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
 from vmmd.machine.machine import Machines
 from vmmd.rpc.caller import Caller
-from vmmd.rpc.dispatch import Dispatcher, DispatchLimits
+from vmmd.rpc.dispatch import Dispatcher, DispatchLimits, finished
 from vmmd.rpc.handlers import About, Core, execute, execute_at_once
 from vmmd.rpc.journal import Journal
 from vmmd.rpc.requests import RequestLimits, Requests
@@ -80,7 +80,7 @@ class Wire:
             raise Disconnected("gone before it was read")
         if fault is Fault.REFUSED:
             body = refusable(body)
-        answer = await self._dispatcher.dispatch(body, Caller())
+        answer = await finished(self._dispatcher.begin(body, Caller()))
         if fault is Fault.LOST_REPLY:
             raise Disconnected("gone before it had answered")
         if fault is Fault.GARBLED_REPLY:

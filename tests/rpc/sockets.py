@@ -83,7 +83,7 @@ def client_transport(socket: ClientWebSocketResponse) -> asyncio.Transport:
 async def serving(wire: Wire, guard: TcpGuard | None = None, **limits: int) -> AsyncIterator[TestClient]:
     """Serve the core of a `Wire`."""
     app = make_app(
-        wire.dispatcher.dispatch,
+        wire.dispatcher.begin,
         limits=replace(LIMITS, **limits),
         body_wait_ms=10_000,
         guard=guard,

@@ -12,6 +12,7 @@ import pytest
 from tests.rpc.sockets import connected, serving
 from tests.rpc.wire import PAGE, Wire, request, set_region
 from vmmd.rpc.caller import Caller
+from vmmd.rpc.dispatch import finished
 
 
 def begin(wire: Wire, asked: dict[str, Any]) -> Any:
@@ -74,7 +75,27 @@ async def test_answers_at_once_come_in_the_order_of_their_frames(wire: Wire) -> 
     assert answered == list(range(100))
 
 
+async def test_a_call_of_a_bunch_begins_before_the_next_one_that_is_answered_at_once(
+    wire: Wire, vm: str, memory: str
+) -> None:
+    made = set_region(vm, 1, 2 * PAGE, PAGE, memory, request_id="made") | {"id": "made"}
+    gone = set_region(vm, 1, 0, 0, 0) | {"id": "gone"}
+    async with serving(wire) as client, connected(client) as socket:
+        await socket.socket.send_str(json.dumps(made))
+        await socket.socket.send_str(json.dumps(gone))
+        assert (await socket.answer("made"))["result"] == {"generation": 2}
+        assert (await socket.answer("gone"))["result"] == {"generation": 3}
+
+
+async def test_a_call_can_be_cancelled_in_the_bunch_that_it_comes_in(wire: Wire, vm: str) -> None:
+    await wire.call("vm.kick_all_running_vcpus", vm=vm, hold="other")
+    async with serving(wire) as client, connected(client) as socket:
+        kick = await socket.ask("vm.kick_all_running_vcpus", vm=vm, hold="mine", wait_ms=5000)
+        assert await socket.call("rpc.cancel", id=kick) == {"cancelled": True}
+        assert (await socket.answer(kick))["error"]["data"]["errno"] == "ECANCELED"
+
+
 @pytest.mark.parametrize("body", [' {"jsonrpc":"2.0","method":"kvm.get_api_version","id":1}\n', "1 2", "{} {}"])
 async def test_space_around_a_body_is_nothing_and_a_second_value_is_an_error(wire: Wire, body: str) -> None:
-    answer = json.loads(await wire.dispatcher.dispatch(body.encode(), Caller()) or b"")
+    answer = json.loads(await finished(wire.dispatcher.begin(body.encode(), Caller())) or b"")
     assert answer.get("result") == 12 if "method" in body else answer["error"]["code"] == -32700

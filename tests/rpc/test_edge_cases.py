@@ -30,7 +30,7 @@ BEHIND = '{"id":"behind"}'
 
 @asynccontextmanager
 async def serving(bench: Bench) -> AsyncIterator[TestClient[Any, Any]]:
-    app = make_app(bench.dispatcher.dispatch, limits=LIMITS, body_wait_ms=10_000, guard=None, traffic=open_traffic())
+    app = make_app(bench.dispatcher.begin, limits=LIMITS, body_wait_ms=10_000, guard=None, traffic=open_traffic())
     async with TestClient(TestServer(app)) as client:
         yield client
 

@@ -14,7 +14,7 @@ from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
 from vmmd.machine.machine import Machines
 from vmmd.rpc.caller import Caller
-from vmmd.rpc.dispatch import Dispatcher, DispatchLimits
+from vmmd.rpc.dispatch import Dispatcher, DispatchLimits, finished
 from vmmd.rpc.handlers import About, Core, execute, execute_at_once
 from vmmd.rpc.journal import Journal
 from vmmd.rpc.metrics import Gauges, Metrics
@@ -47,7 +47,9 @@ class Measured:
     async def ask(self, *calls: tuple[str, dict[str, Any]], text: str | None = None) -> list[Any]:
         """Ask a batch of calls, or what the text holds; give the answers."""
         batch = [{"jsonrpc": "2.0", "id": 1, "method": name, "params": params} for name, params in calls]
-        answer = json.loads(await self._dispatcher.dispatch((text or json.dumps(batch)).encode(), Caller()) or b"")
+        answer = json.loads(
+            await finished(self._dispatcher.begin((text or json.dumps(batch)).encode(), Caller())) or b""
+        )
         return answer if isinstance(answer, list) else [answer]
 
     async def result(self, name: str, **params: Any) -> Any:

@@ -2,11 +2,15 @@
 
 import asyncio
 import errno
+import json
 from contextlib import suppress
+from unittest.mock import Mock
 
 from tests.rpc.sockets import client_transport, connected, serving
 from tests.rpc.wire import PAGE, Failed, Wire, request
+from vmmd.api.methods import METHODS
 from vmmd.rpc.caller import Caller
+from vmmd.rpc.dispatch import CallDone, Dispatcher, DispatchLimits, finished
 from vmmd.rpc.outbox import Outbox, Room
 
 
@@ -88,3 +92,23 @@ async def test_what_waited_for_room_is_not_read_for_a_caller_who_has_gone_and_wh
     reads.sent()
     assert nothing is None
     assert (await answers[1])["error"]["code"] == errno.ENOENT
+
+
+async def test_what_is_not_read_for_a_caller_who_has_gone_is_noted_as_ended() -> None:
+    noted: list[CallDone] = []
+
+    async def execute(_method: object, _params: object, _scope: object) -> bytes:
+        raise AssertionError("nothing is read")
+
+    limits = DispatchLimits(batch_calls=1, reply_bytes=1 << 16, json_depth=16)
+    dispatcher = Dispatcher(METHODS, execute, Mock(), limits, noted.extend)
+    caller = Caller(outbox=Outbox(100))
+    caller.leave()
+    read = json.dumps(request("vm.read_host_memory", vm="vm1", userspace_addr=0, length=8)).encode()
+    assert await finished(dispatcher.begin(read, caller)) is None
+    [(method, vm, _, error, _)] = noted
+    assert (method and method.name, vm, error and error.data) == (
+        "vm.read_host_memory",
+        "vm1",
+        {"errno": "ECANCELED"},
+    )

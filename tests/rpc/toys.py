@@ -11,7 +11,7 @@ from vmmd.api.method import Method
 from vmmd.api.types import ChangeOptions, Params
 from vmmd.rpc.call_log import CallLog
 from vmmd.rpc.caller import Caller
-from vmmd.rpc.dispatch import Dispatcher, DispatchLimits
+from vmmd.rpc.dispatch import Dispatcher, DispatchLimits, finished
 from vmmd.rpc.errors import CallError
 
 BATCH_CALLS, JSON_DEPTH = 10, 16
@@ -99,11 +99,11 @@ class Bench:
         return json.dumps(result).encode()
 
     async def ask(self, body: bytes | str) -> Any:
-        answer = await self.dispatcher.dispatch(body.encode() if isinstance(body, str) else body, Caller())
+        answer = await finished(self.dispatcher.begin(body.encode() if isinstance(body, str) else body, Caller()))
         return None if answer is None else json.loads(answer)
 
     async def ask_raw(self, body: str) -> bytes | None:
-        return await self.dispatcher.dispatch(body.encode(), Caller())
+        return await finished(self.dispatcher.begin(body.encode(), Caller()))
 
 
 def shape(answer: Any) -> Any:

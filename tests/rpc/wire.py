@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from vmmd.rpc.caller import Caller
-from vmmd.rpc.dispatch import Dispatcher
+from vmmd.rpc.dispatch import Dispatcher, finished
 from vmmd.rpc.scope import BodyScope
 from vmmd.rpc.traffic import Phase, Traffic
 
@@ -39,7 +39,7 @@ class Wire:
     async def send(self, body: Any, caller: Caller | None = None) -> Any:
         caller = caller or Caller(has_gone=lambda: self.caller_is_gone)
         try:
-            answer = await self.dispatcher.dispatch(json.dumps(body).encode(), caller)
+            answer = await finished(self.dispatcher.begin(json.dumps(body).encode(), caller))
         finally:
             caller.over()
         return None if answer is None else json.loads(answer)

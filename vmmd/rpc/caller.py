@@ -123,7 +123,7 @@ class Caller:
     def leave(self) -> None:
         """Take note that nobody waits any more: what is under way is interrupted, and nothing waits from now on."""
         self._left = True
-        self._interrupt(_gone())
+        self._interrupt(gone())
 
     def expect(self, call_ids: Iterable[bytes | None]) -> None:
         """Take note of the ids of the body's calls, as JSON text: those can be cancelled."""
@@ -192,7 +192,7 @@ class Caller:
                 return await carry_through(work)
             self._task = asyncio.current_task()
             if self._left or self._was_cancelled():
-                self._interrupt(_gone())
+                self._interrupt(gone())
             return await (work if deadline_s is None else self._until(deadline_s, work))
         except asyncio.CancelledError:
             raise self._ending() from None
@@ -258,7 +258,7 @@ class Caller:
         if self._interruption is None and self.is_gone:
             # The server cancels the task of a connection that is lost.
             self._left = True
-            self._interruption = _gone()
+            self._interruption = gone()
         return self._interruption or asyncio.CancelledError()
 
     async def _forget_interruption(self) -> None:
@@ -289,7 +289,8 @@ async def carry_through(work: Coroutine[Any, Any, T]) -> T:
     return inner.result()
 
 
-def _gone() -> CallError:
+def gone() -> CallError:
+    """Give what a call has come to whose caller did not wait."""
     return CallError(errno.ECANCELED, "the caller has gone, so the call was ended", {"errno": "ECANCELED"})
 
 

@@ -24,7 +24,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from vmmd.api.codes import INTERNAL_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, PARSE_ERROR
 from vmmd.api.methods import Method
 from vmmd.api.types import Params
-from vmmd.rpc.caller import Caller
+from vmmd.rpc.caller import Caller, gone
 from vmmd.rpc.errors import CallError
 from vmmd.rpc.jsontext import JsonError, Verbatim, decode, encode
 from vmmd.rpc.parameters import LONGEST_NAME, check_params, named_hold
@@ -105,6 +105,12 @@ class CallDone(NamedTuple):
 Dispatch = Callable[[bytes, Caller], Answer | Awaitable[Answer]]
 """Answers one body, at once or when it is done."""
 
+
+async def finished(answering: Answer | Awaitable[Answer]) -> Answer:
+    """Give an answer once there is one."""
+    return answering if answering is None or isinstance(answering, bytes) else await answering
+
+
 Observe = Callable[[Sequence[CallDone]], None]
 """Takes note of the calls of a body once all of them are over: then nothing that it costs is in a hold's pause."""
 
@@ -157,11 +163,6 @@ class Dispatcher(Generic[ScopeT]):
     def close(self, error: CallError) -> None:
         """Answer every call from now on with this error."""
         self._closed = error
-
-    async def dispatch(self, body: bytes, caller: Caller) -> Answer:
-        """Answer one body; see `begin`."""
-        answer = self.begin(body, caller)
-        return answer if answer is None or isinstance(answer, bytes) else await answer
 
     def begin(self, body: bytes, caller: Caller) -> Answer | Awaitable[Answer]:
         """Answer one body at once, or give what will have its answer.
@@ -244,6 +245,8 @@ class Dispatcher(Generic[ScopeT]):
             await caller.take_room(min(room, self._limits.reply_bytes), inside=_is_inside(entries))
             if caller.is_gone and not _changes(entries):
                 # Nobody would read it: what waited for room would be made in vain, as much as there was asked for.
+                calls = [entry for entry in entries if isinstance(entry, _Call)]
+                self._observe([CallDone(call.method, vars(call.params).get("vm"), 0, gone()) for call in calls])
                 return []
         scope = self._scope(self._limits.reply_bytes, caller)
         for entry in entries:

@@ -48,14 +48,15 @@ def decode(body: bytes, *, max_depth: int) -> Any:
         JsonError: Nothing of it is to be used.
     """
     try:
-        text = body.decode("utf-8")
+        # Space behind it is nothing: many files end in a line's end.
+        text = body.decode("utf-8").rstrip(" \t\n\r")
     except UnicodeDecodeError as error:
         raise JsonError(f"the text is not UTF-8 (byte {error.start})") from None
     _check_depth(text, max_depth)
     # Where no integer can be one that has to keep its text, the decoder need not ask for each of them.
     decoder = _DECODER if len(text) > _LONGEST_INT or "-0" in text else _SHORT_DECODER
     try:
-        # Nearly every text is one object or array without space around it, and what looks for that costs more.
+        # Nearly every text is one object or array without space before it, and what looks for that costs more.
         value, end = decoder.raw_decode(text) if text.startswith(("{", "[")) else (None, None)
         if end != len(text):
             value = decoder.decode(text)

@@ -24,7 +24,7 @@ from aiohttp.typedefs import Handler
 
 from vmmd.api.names import HOST_NAME
 from vmmd.rpc.caller import Caller
-from vmmd.rpc.dispatch import Answer, Dispatch
+from vmmd.rpc.dispatch import Answer, Dispatch, finished
 from vmmd.rpc.outbox import until_read
 from vmmd.rpc.traffic import Traffic
 from vmmd.rpc.websocket import WebSocketLimits, WebSockets
@@ -217,7 +217,7 @@ async def _answer(
     """Answer a body, and keep its room taken until a large answer has gone out."""
     try:
         try:
-            answer = answering if answering is None or isinstance(answering, bytes) else await answering
+            answer = await finished(answering)
             caller.answered(len(answer or b""))
         finally:
             caller.over()

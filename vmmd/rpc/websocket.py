@@ -20,7 +20,7 @@ import structlog
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from vmmd.rpc.caller import Caller, Holder, Reader
-from vmmd.rpc.dispatch import Answer, Dispatch
+from vmmd.rpc.dispatch import Answer, Dispatch, finished
 from vmmd.rpc.errors import CallError
 from vmmd.rpc.jsontext import encode
 from vmmd.rpc.outbox import Outbox, until_read
@@ -207,6 +207,8 @@ class _Connection:
         for caller in list(self._bodies.values()):
             caller.leave()
         holds, self._holds = self._holds, {}
+        # From here on nothing is a frame's.
+        structlog.contextvars.unbind_contextvars("frame")
         _log.debug("websocket.closed", calls=len(bodies), holds=len(holds))
         for vm, hold in holds.items():
             vm.expire_hold(hold, SOCKET_CLOSED)
@@ -299,12 +301,14 @@ class _Connection:
         body = asyncio.create_task(self._answer(caller, answer))
         self._bodies[body] = caller
         body.add_done_callback(self._bodies.pop)
+        # It begins before the next one, which may be answered at once, and may cancel it or change the same slot.
+        await asyncio.sleep(0)
         if len(self._bodies) > self._limits.calls_in_flight:
             await self._slow_down()
 
     async def _answer(self, caller: Caller, answering: Answer | Awaitable[Answer]) -> None:
         try:
-            answer = answering if answering is None or isinstance(answering, bytes) else await answering
+            answer = await finished(answering)
             caller.answered(len(answer or b""))
         finally:
             caller.over()
@@ -349,8 +353,7 @@ class _Connection:
                 await until_read(transport, sending, self._limits.unread_ms)
 
     async def _slow_down(self) -> None:
-        """Let bodies begin; and read nothing more while so many cannot send their answers."""
-        await asyncio.sleep(0)
+        """Read nothing more while so many cannot send their answers."""
         self._is_slowed_down = True
         while len(self._bodies) > _BODIES_PER_CALL * self._limits.calls_in_flight:
             await asyncio.wait(list(self._bodies), return_when=asyncio.FIRST_COMPLETED)

@@ -74,6 +74,7 @@ HandlerAtOnce = Callable[[Core, Any, BodyScope], Any]
 """Does the same here and now, opens no hold, and its result is small; or gives `HAS_TO_WAIT`, with nothing done."""
 
 HAS_TO_WAIT = object()
+"""What a handler gives that would have to wait for somebody, and has done nothing."""
 
 HANDLERS: dict[str, Handler] = {}
 """Handlers of what may have to wait, by their methods' names."""
