@@ -94,6 +94,7 @@ EXAMPLES: Mapping[str, Example] = {
                 "state": "created",
                 "vcpus": [],
                 "generation": 0,
+                "dirty_log": "bitmap",
                 "ended": [],
             }
         ],
