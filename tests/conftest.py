@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vmmd.isa.engine import ENGINES
+from tests.isa.forced import close_forced_engines, engine_of
+from vmmd.isa.engine import ENGINES, EngineName
 from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
 
@@ -20,16 +21,23 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=ENGINES)
-def engine_name(request: pytest.FixtureRequest) -> str:
+def engine_name(request: pytest.FixtureRequest) -> EngineName:
     """Each engine in turn, for what must not depend on it."""
-    return str(request.param)
+    name: EngineName = request.param
+    return name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forced_engines_end() -> Iterator[None]:
+    yield
+    close_forced_engines()
 
 
 @pytest.fixture
-async def system(engine_name: str, cache_dir: Path) -> AsyncIterator[System]:
+async def system(engine_name: EngineName, cache_dir: Path) -> AsyncIterator[System]:
     """A system with two workers and small limits; it is closed whatever the test left running."""
     limits = Limits(guest_memory_bytes=64 << 20, vms=3, vcpus_per_vm=8)
-    system = System(engine=engine_name, cache_dir=cache_dir, workers=2, limits=limits)
+    system = System(engine=engine_of(engine_name, cache_dir), cache_dir=cache_dir, workers=2, limits=limits)
     yield system
     await system.close()
 

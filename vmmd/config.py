@@ -179,9 +179,10 @@ class Settings(BaseSettings):
         default=(),
         description='Origins ("https://console.example") whose pages may ask over TCP. The environment\'s has commas.',
     )
-    engine: Literal["compiled", "evaluated"] = Field(
-        default="compiled",
-        description='What executes guests: "compiled" (LLVM, without the GIL) or "evaluated" (Python, the reference).',
+    engine: Literal["translated", "compiled", "evaluated"] = Field(
+        default="translated",
+        description='What executes guests: "translated" (an interpreter in machine code, and what runs often as '
+        'machine code of its own), "compiled" (that interpreter alone) or "evaluated" (Python, the reference).',
     )
     cache_dir: Path = Field(default_factory=default_cache_dir, description="Where compiled engines are kept.")
     workers: int | None = Field(

@@ -122,6 +122,7 @@ class Service:
             workers=settings.workers,
             limits=_core_limits(settings),
             observer=journal,
+            on_translation_failure=lambda why: _log.warning("translation.failed", why=why),
         )
         self._inside = self._make_inside(kvm, journal)
         # What is there now stays: the collector need not look through all of it again and again while calls go on.

@@ -47,7 +47,7 @@ async def measure() -> Table:
         "instructions", "vmmd ms", "Unicorn ms", "vmmd : Unicorn", title="to the exit over fresh code; medians"
     )
     limits = Limits(guest_memory_bytes=1 << 30, vms=1 << 10, vcpus_per_vm=1)
-    system = System(engine="compiled", cache_dir=Path.home() / ".cache" / "vmmd", workers=2, limits=limits)
+    system = System(engine="translated", cache_dir=Path.home() / ".cache" / "vmmd", workers=2, limits=limits)
     for instructions, runs in SIZES.items():
         vmmd, unicorn = [], []
         for seed in range(runs):

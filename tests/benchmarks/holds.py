@@ -98,7 +98,7 @@ async def _keep_running(vcpu: Vcpu) -> None:
 async def in_a_run(vcpus: int, rounds: Callable[[Running], Coroutine[Any, Any, Figures]]) -> Figures:
     """Measure under so many vCPUs, in a system of its own."""
     limits = Limits(guest_memory_bytes=1 << 30, vms=1, vcpus_per_vm=max(VCPUS))
-    system = System(engine="compiled", cache_dir=Path.home() / ".cache" / "vmmd", workers=None, limits=limits)
+    system = System(engine="translated", cache_dir=Path.home() / ".cache" / "vmmd", workers=None, limits=limits)
     running = await start(system, vcpus)
     figures = await rounds(running)
     await system.close()

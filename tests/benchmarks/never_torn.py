@@ -17,7 +17,7 @@ UPDATES, ROUNDS = 10_000, 10
 async def measure() -> Table:
     """Make them all, in ten VMs with ten seeds."""
     limits = Limits(guest_memory_bytes=1 << 30, vms=4, vcpus_per_vm=VCPUS)
-    system = System(engine="compiled", cache_dir=Path.home() / ".cache" / "vmmd", workers=2, limits=limits)
+    system = System(engine="translated", cache_dir=Path.home() / ".cache" / "vmmd", workers=2, limits=limits)
     total, start = Outcome(), time.perf_counter()
     for seed in range(ROUNDS):
         outcome = await never_torn(system, UPDATES, seed)

@@ -27,7 +27,7 @@ def counting(ctl: Ctl, vm: str, tmp_path: Path) -> None:
 def test_ping_tells_which_daemon_answers(ctl: Ctl) -> None:
     answer = ctl.json("ping")
     assert answer["url"] == ctl.daemon.url
-    assert answer["engine"] == "compiled"
+    assert answer["engine"] == "translated"
     assert answer["limits"]["vms"] > 0
     assert answer["round_trip_ns"] > 0
     assert f"process {answer['pid']}" in ctl.text("ping")

@@ -21,9 +21,12 @@ from tests.differential.any_words import play
 from tests.differential.fuzz import Tally, compare_one, on_engines
 from tests.differential.generate import INSTRUCTIONS_A_PROGRAM
 from tests.differential.listing import listing
+from tests.isa.forced import close_forced_engines, forced_engine
 from vmmd.isa.engine import CompiledEngine, EvaluatedEngine
 
 _SAY_EVERY_S = 5
+_TRANSLATED_EVERY = 16
+"""Every so many programs run in translated code too."""
 
 
 def main(arguments: list[str] | None = None, cache_dir: Path | None = None) -> int:
@@ -34,15 +37,15 @@ def main(arguments: list[str] | None = None, cache_dir: Path | None = None) -> i
         console.print(f"seed {options.seed}")
     tally = Tally()
     try:
-        difference = _compare(options, tally, console, CompiledEngine(cache_dir))
+        difference = _compare(options, tally, console, cache_dir)
     except KeyboardInterrupt:
         return 130
     rows = [f"{name} {ran}" for name, ran in tally.rows.most_common()]
     for start in range(0, len(rows), 8):
         console.print(f"  {'  '.join(rows[start : start + 8])}")
     console.print(
-        f"{tally.programs} programs and {tally.instructions} instructions on Unicorn and on each engine, "
-        f"{len(tally.rows)} different ones; as many machines of random words on both engines"
+        f"{tally.programs} programs and {tally.instructions} instructions on Unicorn, interpreted and evaluated, "
+        f"{len(tally.rows)} different ones, one in {_TRANSLATED_EVERY} translated too; as many machines of random words"
     )
     console.print(difference or "no difference")
     return 1 if difference else 0
@@ -84,16 +87,19 @@ def _programs(options: argparse.Namespace, tally: Tally) -> Iterator[str]:
         yield f"{options.seed}/{number}"
 
 
-def _compare(options: argparse.Namespace, tally: Tally, console: Console, compiled: CompiledEngine) -> str | None:
+def _compare(options: argparse.Namespace, tally: Tally, console: Console, cache_dir: Path | None) -> str | None:
     """Compare until there is a difference, and return it as text, or all is done."""
-    evaluated = EvaluatedEngine()
+    compiled, evaluated = CompiledEngine(cache_dir), EvaluatedEngine()
     others = on_engines(compiled, evaluated)
+    translated = forced_engine(cache_dir)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     said_at = time.monotonic()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("comparing", total=_most(options))
-        for name in _programs(options, tally):
-            found = compare_one(name, others, tally)
+        for number, name in enumerate(_programs(options, tally)):
+            # Each region of a program takes some ten milliseconds to be translated.
+            also = on_engines(translated) if number % _TRANSLATED_EVERY == 0 else {}
+            found = compare_one(name, others | also, tally)
             if found is not None:
                 engine, difference = found
                 return f"difference of the {engine} engine:\n{listing(difference, engine)}"
@@ -108,4 +114,7 @@ def _compare(options: argparse.Namespace, tally: Tally, console: Console, compil
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    finally:
+        close_forced_engines()

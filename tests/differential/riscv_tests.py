@@ -19,10 +19,11 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from tests.isa.forced import close_forced_engines, every_engine
 from tests.isa.turns import run
 from vmmd.isa.context import Context
 from vmmd.isa.elf import ElfError, Image, parse
-from vmmd.isa.engine import ENGINES, Engine, make_engine
+from vmmd.isa.engine import Engine
 from vmmd.isa.stop import Stop
 from vmmd.memory.access import read_guest, write_guest
 from vmmd.memory.host import HostSpace, Ledger
@@ -117,7 +118,7 @@ def main(arguments: list[str] | None = None, cache_dir: Path | None = None) -> i
         console.print(f"{folder} has no files called {', '.join(FAMILIES)}; build riscv-tests' isa folder first")
         return 1
     passed = failed = 0
-    for path, wrong in failures(folder, {name: make_engine(name, cache_dir) for name in ENGINES}):
+    for path, wrong in failures(folder, every_engine(cache_dir)):
         passed, failed = passed + (not wrong), failed + bool(wrong)
         for engine, failure in wrong.items():
             console.print(f"{path.name} on the {engine} engine: {failure}")
@@ -126,4 +127,7 @@ def main(arguments: list[str] | None = None, cache_dir: Path | None = None) -> i
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    finally:
+        close_forced_engines()

@@ -262,7 +262,7 @@ def instructions() -> str:
     about = (
         "T64 is RISC-V's RV64I, M, A and Zicsr with machine mode, and port I/O in the custom-0 space. A word is an "
         "instruction where `word & mask` is its match; match and mask are of the first name in the row. The meaning is "
-        "the table's own line, over 64-bit operands in the order of the format: that line is what both engines execute."
+        "the table's own line, over 64-bit operands in the order of the format: every engine executes that line."
     )
     return page("Instructions", about, table(["name", "format", "match", "mask", "meaning"], lines))
 

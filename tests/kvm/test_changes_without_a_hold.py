@@ -1,4 +1,4 @@
-"""Changes of memslots under running vCPUs without a hold are as safe as in the kernel; compiled code, two host threads.
+"""Changes of memslots under running vCPUs without a hold are as safe as in the kernel; machine code, two host threads.
 
 `tests.benchmarks.stress_without_a_hold` makes 100,000 changes in the same scenarios; here are some of them.
 """
@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.stress_without_a_hold import LIMITS, stress
+from tests.isa.forced import engine_of
 from tests.selftests import old_places, unnoticed
 from vmmd.kvm.system import System
 
 
-@pytest.fixture
-async def system(cache_dir: Path) -> AsyncIterator[System]:
-    system = System(engine="compiled", cache_dir=cache_dir, workers=2, limits=LIMITS)
+@pytest.fixture(params=["compiled", "translated"])
+async def system(cache_dir: Path, request: pytest.FixtureRequest) -> AsyncIterator[System]:
+    system = System(engine=engine_of(request.param, cache_dir), cache_dir=cache_dir, workers=2, limits=LIMITS)
     yield system
     await system.close()
 

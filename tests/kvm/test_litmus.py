@@ -1,4 +1,4 @@
-"""Three litmus tests that decide whether the core is right: compiled code on two host threads, 3,000 rounds each."""
+"""Three litmus tests that decide whether the core is right: machine code on two host threads, 3,000 rounds each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.isa.forced import engine_of
 from vmmd.isa.assembler import assemble
 from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
@@ -22,10 +23,10 @@ CODE, RESULTS, DATA = 0x10_0000, 0x11_0000, 0x20_0000
 POISON = 0xDEAD
 
 
-@pytest.fixture
-async def system(cache_dir: Path) -> AsyncIterator[System]:
+@pytest.fixture(params=["compiled", "translated"])
+async def system(cache_dir: Path, request: pytest.FixtureRequest) -> AsyncIterator[System]:
     limits = Limits(guest_memory_bytes=1 << 30, vms=4, vcpus_per_vm=8)
-    system = System(engine="compiled", cache_dir=cache_dir, workers=2, limits=limits)
+    system = System(engine=engine_of(request.param, cache_dir), cache_dir=cache_dir, workers=2, limits=limits)
     yield system
     await system.close()
 

@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from tests.isa.forced import engine_of
 from tests.kvm.guest import CODE, DATA, boot, vcpu_at
 from vmmd.isa.assembler import assemble
+from vmmd.isa.engine import EngineName
 from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
 from vmmd.machine.machine import Machine, Machines
@@ -93,10 +95,10 @@ trapped:
 
 
 @asynccontextmanager
-async def cooperative(engine: str, cache_dir: Path, seed: int = 1) -> AsyncIterator[Machine]:
+async def cooperative(engine: EngineName, cache_dir: Path, seed: int = 1) -> AsyncIterator[Machine]:
     """Give a cooperative machine of a system of its own."""
     limits = Limits(guest_memory_bytes=64 << 20, vms=3, vcpus_per_vm=8)
-    system = System(engine=engine, cache_dir=cache_dir, workers=2, limits=limits)
+    system = System(engine=engine_of(engine, cache_dir), cache_dir=cache_dir, workers=2, limits=limits)
     machines = Machines(system)
     try:
         yield machines.create("box", seed)

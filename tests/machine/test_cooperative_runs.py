@@ -1,4 +1,4 @@
-"""The same calls give the same run, bit for bit: in both engines, ten times, wherever an advance is cut."""
+"""The same calls give the same run, bit for bit: in every engine, many times, wherever an advance is cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.kvm.guest import CODE, DATA, RAM_BYTES, boot, vcpu_at
 from tests.machine.advancing import COUNTER, EVERYTHING, LOST_UPDATES, cooperative, load, word
 from vmmd.isa.assembler import assemble
-from vmmd.isa.engine import ENGINES
+from vmmd.isa.engine import ENGINES, EngineName
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.exits import MmioExit
 from vmmd.kvm.turns import End
@@ -23,7 +23,7 @@ from vmmd.memory.limits import PAGE_SIZE
 
 LENGTH = 20_000
 TIMES = 5
-"""For each of the two engines."""
+"""For each engine."""
 
 
 async def everything(machine: Machine, cuts: list[int]) -> str:
@@ -39,7 +39,7 @@ async def everything(machine: Machine, cuts: list[int]) -> str:
 
 
 async def digests(cache_dir: Path, run: Callable[[Machine], Awaitable[object]], *, seed: int = 1) -> list[object]:
-    """Make the same run ten times, five in each engine; return what came of each."""
+    """Make the same run several times in each engine; return what came of each."""
     found = []
     for engine in ENGINES * TIMES:
         async with cooperative(engine, cache_dir, seed) as machine:
@@ -47,7 +47,7 @@ async def digests(cache_dir: Path, run: Callable[[Machine], Awaitable[object]], 
     return found
 
 
-async def test_the_same_seed_gives_the_same_digest_ten_times_in_both_engines(cache_dir: Path) -> None:
+async def test_the_same_seed_gives_the_same_digest_every_time_in_every_engine(cache_dir: Path) -> None:
     async def run(machine: Machine) -> object:
         return await everything(machine, [LENGTH]), machine.read_console(), dict(machine.vm.stats().exits)
 
@@ -60,7 +60,7 @@ async def test_the_same_seed_gives_the_same_digest_ten_times_in_both_engines(cac
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-async def test_it_does_not_matter_how_an_advance_is_cut(engine: str, cache_dir: Path) -> None:
+async def test_it_does_not_matter_how_an_advance_is_cut(engine: EngineName, cache_dir: Path) -> None:
     found = set()
     for cuts in ([3000], [1] * 3000, [7] * 428 + [4], [1500, 1, 1499]):
         async with cooperative(engine, cache_dir) as machine:
@@ -76,7 +76,7 @@ async def test_seeds_decide_who_wins_a_race(cache_dir: Path) -> None:
                 await load(machine, LOST_UPDATES, 2)
                 await machine.advance(LENGTH)
                 counts[engine, seed] = await word(machine, COUNTER)
-    assert all(counts["compiled", seed] == counts["evaluated", seed] for seed in range(6))
+    assert all(len({counts[engine, seed] for engine in ENGINES}) == 1 for seed in range(6))
     assert len(set(counts.values())) > 1
     assert min(counts.values()) < LENGTH // 5
 
@@ -138,7 +138,7 @@ async def test_another_seed_meets_the_classic_race_elsewhere(cache_dir: Path) ->
     assert len(found) > 1
 
 
-async def test_a_full_dirty_ring_waits_for_its_reset_at_the_same_instruction_in_both_engines(cache_dir: Path) -> None:
+async def test_a_full_dirty_ring_waits_for_its_reset_at_the_same_instruction_in_every_engine(cache_dir: Path) -> None:
     # A store to each of 1,792 pages.
     source = """
         li s0, 0x100000
@@ -171,7 +171,7 @@ async def test_a_full_dirty_ring_waits_for_its_reset_at_the_same_instruction_in_
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-async def test_the_digest_tells_registers_memory_and_exits_apart(engine: str, cache_dir: Path) -> None:
+async def test_the_digest_tells_registers_memory_and_exits_apart(engine: EngineName, cache_dir: Path) -> None:
     found = set()
     for change in ("nothing", "register", "memory", "unreached memory", "slot", "exit"):
         async with cooperative(engine, cache_dir) as machine:
@@ -192,8 +192,9 @@ async def test_the_digest_tells_registers_memory_and_exits_apart(engine: str, ca
     assert len(found) == 6
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-async def test_reading_registers_during_an_advance_changes_nothing(engine: str, cache_dir: Path) -> None:
+# Whoever is asked for its registers all the time comes forward slowly where every jump is looked at.
+@pytest.mark.parametrize("engine", ["compiled", "evaluated"])
+async def test_reading_registers_during_an_advance_changes_nothing(engine: EngineName, cache_dir: Path) -> None:
     found = set()
     for reads in (False, True):
         async with cooperative(engine, cache_dir) as machine:

@@ -7,7 +7,7 @@ import pytest
 from tests.selftests.never_torn import never_torn
 from vmmd.kvm.system import System
 
-UPDATES = {"compiled": 400, "evaluated": 60}
+UPDATES = {"compiled": 400, "evaluated": 60, "translated": 400}
 
 
 @pytest.mark.parametrize("seed", [1, 2])

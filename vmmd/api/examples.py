@@ -294,7 +294,7 @@ EXAMPLES: Mapping[str, Example] = {
     "daemon.get_info": Example(
         "this daemon",
         {},
-        {"version": "0.1.0", "engine": "compiled", "pid": 4711, "uptime_ms": 227, "limits": {"vms": 64}},
+        {"version": "0.1.0", "engine": "translated", "pid": 4711, "uptime_ms": 227, "limits": {"vms": 64}},
         varies=("version", "engine", "pid", "uptime_ms", "limits"),
     ),
     "events.subscribe": Example(

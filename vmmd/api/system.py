@@ -91,7 +91,7 @@ class InfoResult(Result):
     """What the daemon says about itself."""
 
     version: str = Field(description="The daemon's version.")
-    engine: str = Field(description='"compiled" or "evaluated": what executes guest instructions.')
+    engine: str = Field(description='"translated", "compiled" or "evaluated": what executes guest instructions.')
     pid: int = Field(description="The daemon's process id.")
     uptime_ms: Count = Field(description="Milliseconds since the daemon was ready.")
     limits: dict[str, int] = Field(

@@ -16,7 +16,7 @@ from vmmd.isa.frame import NULL, PTR, Frame
 from vmmd.memory.limits import PAGE_SHIFT
 from vmmd.memory.region import KVM_MEM_READONLY
 
-_SIZED = {1: I8, 2: I16, 4: I32, 8: I64}
+SIZED = {1: I8, 2: I16, 4: I32, 8: I64}
 
 _ATOMIC_RMW = {"swap": "xchg", "minu": "umin", "maxu": "umax"}
 """LLVM's names, where they are others."""
@@ -24,6 +24,10 @@ _ATOMIC_RMW = {"swap": "xchg", "minu": "umin", "maxu": "umax"}
 
 class Accesses(Frame):
     """A frame that reaches guest memory."""
+
+    def call_part(self, name: str, arguments: list[ir.Value]) -> ir.Value:
+        """Call one of the functions of `Parts` that do not end the path."""
+        return self.b.call(getattr(self.parts, name), arguments)
 
     def cache_entry(self, cache: str, gpa: ir.Value, shift: int = REGION_SHIFT) -> ir.Value:
         """Return the one entry of a cache that may hold an address's translation; `shift` is how it is spread."""
@@ -46,7 +50,7 @@ class Accesses(Frame):
             ("write_cache", "write_pages", KVM_MEM_READONLY) if writing else ("read_cache", "read_pages", 0)
         )
         near, far = self.cache_entry(cache, gpa), self.cache_entry(pages, gpa, PAGE_SHIFT)
-        return self.b.call(self.parts.translate, [self.context, gpa, near, far, number(refused)])
+        return self.call_part("translate", [self.context, gpa, near, far, number(refused)])
 
     def _reach(self, gpa: ir.Value, size: int, *, writing: bool) -> tuple[ir.Value, ir.Value]:
         """Return the cache entry that covers an access whole, and the access's offset in it; leave where none does.
@@ -63,13 +67,13 @@ class Accesses(Frame):
         b.position_at_end(miss)
         filled = self.translate(gpa, writing=writing)
         with b.if_then(b.icmp_unsigned("==", filled, NULL), likely=False):
-            self.tail(self.parts.leave)
+            self.leave_here()
         far = b.sub(gpa, self.entry(filled, "gpa"))
         within = b.icmp_unsigned("<=", far, b.sub(self.entry(filled, "size"), number(size)))
         beyond = b.append_basic_block("beyond")
         b.cbranch(within, found, beyond)
         b.position_at_end(beyond)
-        self.tail(self.parts.leave)
+        self.leave_here()
         b.position_at_end(found)
         b.branch(done)
         b.position_at_end(done)
@@ -84,7 +88,7 @@ class Accesses(Frame):
 
     def load(self, address: ir.Value, size: int, *, signed: bool) -> ir.Value:
         """See `Ops`."""
-        b, kind = self.b, _SIZED[size]
+        b, kind = self.b, SIZED[size]
         entry, offset = self._reach(address, size, writing=False)
         host = b.inttoptr(b.add(self.entry(entry, "host"), offset), PTR)
         if size == 1:
@@ -102,10 +106,15 @@ class Accesses(Frame):
 
     def store(self, address: ir.Value, value: ir.Value, size: int) -> None:
         """See `Ops`."""
-        b = self.b
         entry, offset = self._reach(address, size, writing=True)
-        host = b.inttoptr(b.add(self.entry(entry, "host"), offset), _SIZED[size].as_pointer())
-        narrow = value if size == 8 else b.trunc(value, _SIZED[size])
+        self.put_bytes(self.b.add(self.entry(entry, "host"), offset), address, value, size)
+        self.note_store(entry, address, size)
+
+    def put_bytes(self, host_address: ir.Value, address: ir.Value, value: ir.Value, size: int) -> None:
+        """Store at a host address; `address` tells whether it is aligned."""
+        b = self.b
+        host = b.inttoptr(host_address, SIZED[size].as_pointer())
+        narrow = value if size == 8 else b.trunc(value, SIZED[size])
         if size == 1:
             b.store_atomic(narrow, host, "monotonic", 1)
         else:
@@ -114,14 +123,21 @@ class Accesses(Frame):
                     b.store_atomic(narrow, host, "monotonic", size)
                 with misaligned:
                     b.store(narrow, host, align=1)
-        self._log_store(entry, address, size)
 
-    def _log_store(self, entry: ir.Value, address: ir.Value, size: int) -> None:
+    def note_store(self, entry: ir.Value, address: ir.Value, size: int) -> None:
+        """Take note of what was stored, where its slot is logged or its page has translated code."""
+        with self.b.if_then(self.b.icmp_unsigned("!=", self.entry(entry, "watched"), number(0)), likely=False):
+            self.mark_store(entry, address, size)
+            is_code = self.b.icmp_unsigned("!=", self.entry(entry, "code"), number(0))
+            with self.b.if_then(is_code):
+                self.call_part("note_code", [self.context, entry, address, number(size)])
+
+    def mark_store(self, entry: ir.Value, address: ir.Value, size: int) -> None:
         """Mark what was stored, where its slot is logged."""
         b = self.b
         # The store came first and its mark comes after it: whoever takes the log then waits until this is done.
         log = self.entry(entry, "log")
-        with b.if_then(b.icmp_unsigned("!=", log, number(0)), likely=False):
+        with b.if_then(b.icmp_unsigned("!=", log, number(0))):
             first, slot = b.sub(address, self.entry(entry, "log_gpa")), self.entry(entry, "slot")
             last = b.add(first, number(size - 1))
             self._mark(log, first, slot)
@@ -135,31 +151,31 @@ class Accesses(Frame):
         """Return the cache entry and the typed host pointer of an atomic access."""
         b = self.b
         with b.if_then(b.not_(self._aligned(address, size)), likely=False):
-            self.tail(self.parts.leave)
+            self.leave_here()
         entry, offset = self._reach(address, size, writing=True)
-        return entry, b.inttoptr(b.add(self.entry(entry, "host"), offset), _SIZED[size].as_pointer())
+        return entry, b.inttoptr(b.add(self.entry(entry, "host"), offset), SIZED[size].as_pointer())
 
     def amo(self, operation: str, address: ir.Value, value: ir.Value, size: int) -> ir.Value:
         """See `Ops`."""
         b = self.b
         entry, host = self._atomic_place(address, size)
-        narrow = value if size == 8 else b.trunc(value, _SIZED[size])
+        narrow = value if size == 8 else b.trunc(value, SIZED[size])
         before = b.atomic_rmw(_ATOMIC_RMW.get(operation, operation), host, narrow, "seq_cst")
-        self._log_store(entry, address, size)
+        self.note_store(entry, address, size)
         return widened(b, before, signed=True)
 
     def load_reserved(self, address: ir.Value, size: int) -> ir.Value:
         """See `Ops`."""
         b = self.b
         _, host = self._atomic_place(address, size)
-        value = widened(b, b.load_atomic(host, "seq_cst", size, typ=_SIZED[size]), signed=True)
+        value = widened(b, b.load_atomic(host, "seq_cst", size, typ=SIZED[size]), signed=True)
         self.put("reserved_at", address)
         self.put("reserved_value", value)
         return value
 
     def store_conditional(self, address: ir.Value, value: ir.Value, size: int) -> ir.Value:
         """See `Ops`."""
-        b, kind = self.b, _SIZED[size]
+        b, kind = self.b, SIZED[size]
         entry, host = self._atomic_place(address, size)
         reserved, expected = self.get("reserved_at"), self.get("reserved_value")
         self.put("reserved_at", number(NOT_RESERVED))
@@ -169,7 +185,7 @@ class Accesses(Frame):
             old, new = (word if size == 8 else b.trunc(word, kind) for word in (expected, value))
             done = b.extract_value(b.cmpxchg(host, old, new, "seq_cst", "seq_cst"), 1)
             with b.if_then(done):
-                self._log_store(entry, address, size)
+                self.note_store(entry, address, size)
             failed, after = b.zext(b.not_(done), I64), b.block
         result = b.phi(I64)
         result.add_incoming(number(1), before)
@@ -181,7 +197,7 @@ class Accesses(Frame):
         b = self.b
         word, bit = self.mark_of(log, b.lshr(offset, number(PAGE_SHIFT)))
         with b.if_then(self.lacks(b.load_atomic(word, "monotonic", 8, typ=I64), bit), likely=False):
-            b.call(self.parts.mark, [self.context, log, offset, slot])
+            self.call_part("mark", [self.context, log, offset, slot])
 
     def mark_of(self, log: ir.Value, page: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return the address of the word that has a page's mark, and its bit."""

@@ -8,7 +8,7 @@ What a few machine instructions cannot do is left to the evaluation: the functio
 `INSTRUCTION` with pc on the instruction, of which nothing is done. Guest memory is reached through the context's
 cached translations alone, and those are made by `translate`, which searches the view.
 
-Requests and the budget are looked at whenever a chunk of at most `CHUNK` instructions is used up; the budget is exact.
+Requests and the budget are looked at whenever a chunk of instructions is used up, see `crossings`; the budget is exact.
 """
 
 from __future__ import annotations
@@ -16,26 +16,21 @@ from __future__ import annotations
 from llvmlite import ir
 
 from vmmd.isa.arithmetic import I1, I8, I32, I64, number
-from vmmd.isa.context import IN_GUEST_MODE, OUTSIDE_GUEST_MODE
+from vmmd.isa.context import IN_GUEST_MODE, NO_JUMP, OUTSIDE_GUEST_MODE
+from vmmd.isa.crossings import define_crossings
 from vmmd.isa.decode import KEY_MASK, KEYS, candidates
 from vmmd.isa.emit import Code
 from vmmd.isa.frame import CONVENTION, HANDLER, NULL, PTR, Parts
 from vmmd.isa.instructions import Instruction
 from vmmd.isa.steps import ENTERED, define_steps
 from vmmd.isa.stop import Stop
+from vmmd.isa.watching import avoid_watched_pages
 from vmmd.memory.host import PIECE_RECORD
 from vmmd.memory.limits import PAGE_SHIFT, PAGE_SIZE
 from vmmd.memory.memslots import CHUNK_RECORD, SLOT_RECORD
 from vmmd.memory.ring import ENTRY, HEADER_BYTES, KVM_DIRTY_GFN_F_DIRTY, RingHeader
 
-CHUNK = 256
-"""Instructions between two looks at the requests: less than a microsecond.
-
-Each can dirty two pages, and a dirty ring keeps room for that behind its soft limit (`ring.RESERVED_ENTRIES`).
-"""
-
-
-_TRANSLATION = ("gpa", "size", "host", "log", "log_gpa", "slot")
+_TRANSLATION = ("gpa", "size", "host", "log", "log_gpa", "slot", "code", "watched")
 """The fields of a cache entry."""
 
 
@@ -50,15 +45,17 @@ def build() -> ir.Module:
         refetch=_declare(module, "refetch", HANDLER),
         leave=_declare(module, "leave", HANDLER),
         handlers=ir.GlobalVariable(module, ir.ArrayType(PTR, KEYS), "handlers"),
+        note_code=_declare(module, "note_code", ir.FunctionType(ir.VoidType(), (PTR, PTR, I64, I64))),
+        forget_code=_declare(module, "forget_code", ir.FunctionType(ir.VoidType(), (PTR,))),
     )
     _define_translate(parts, _define_bisect(module))
     _define_mark(parts)
     Code(parts, parts.dispatch).go_on()
-    _define_refill(parts)
+    linkage = define_crossings(module, parts)
     _define_refetch(parts)
     Code(parts, parts.leave).stop(Stop.INSTRUCTION)
     _define_handlers(module, parts)
-    _define_run(module, parts, define_steps(module))
+    _define_run(module, parts, define_steps(module), linkage)
     return module
 
 
@@ -140,14 +137,21 @@ def _define_translate(parts: Parts, bisect: ir.Function) -> None:
         require(b.icmp_unsigned("!=", high, number(0)))
         b.store(code.smaller(b.load(before, typ=I64), low), before)
         b.store(code.smaller(b.load(after, typ=I64), high), after)
-    back, ahead = b.load(before, typ=I64), b.load(after, typ=I64)
+    host_here = b.add(piece_host, piece_offset)
+    watched = b.alloca(I64)
+    b.store(number(0), watched)
+    with b.if_then(b.icmp_unsigned("!=", refused_flags, number(0))):
+        avoid_watched_pages(code, host_here, before, after, watched)
+    back, ahead, page = (b.load(place, typ=I64) for place in (before, after, watched))
     filled = {
         "gpa": b.sub(gpa, back),
         "size": b.add(back, ahead),
-        "host": b.add(piece_host, b.sub(piece_offset, back)),
+        "host": b.sub(host_here, back),
         "log": log,
         "log_gpa": slot_gpa,
         "slot": slot_id,
+        "code": page,
+        "watched": b.or_(log, page),
     }
     for name, value in filled.items():
         b.store(value, code.entry_field(near, name))
@@ -211,21 +215,6 @@ def _push(code: Code, ring: ir.Value, slot: ir.Value, page: ir.Value) -> None:
         b.atomic_rmw("or", code.field("requests"), code.get("ring_full"), "monotonic")
 
 
-def _define_refill(parts: Parts) -> None:
-    """Settle a chunk that is used up, look at budget and requests, and begin another."""
-    code = Code(parts, parts.refill)
-    b = code.b
-    left = code.settle(code.get("chunk"))
-    code.put("pc", code.state["pc"])
-    code.put("chunk", number(0))
-    code.stop_if(b.icmp_unsigned("==", left, number(0)), Stop.BUDGET)
-    code.stop_if(b.icmp_unsigned("!=", code.get_shared("requests"), number(0)), Stop.REQUEST)
-    chunk = code.smaller(left, number(CHUNK))
-    code.put("chunk", chunk)
-    code.state["fuel"] = chunk
-    code.tail(parts.dispatch)
-
-
 def _define_refetch(parts: Parts) -> None:
     """Find the run of code that pc is in."""
     code = Code(parts, parts.refetch)
@@ -273,7 +262,7 @@ def _handler(module: ir.Module, parts: Parts, rows: tuple[Instruction, ...]) -> 
     return function
 
 
-def _define_run(module: ir.Module, parts: Parts, enter: ir.Function) -> None:
+def _define_run(module: ir.Module, parts: Parts, enter: ir.Function, linkage: ir.GlobalVariable) -> None:
     """Enter guest mode, run until something stops it, and leave: `u64 run(context)`, a `Stop`."""
     function = ir.Function(module, ir.FunctionType(I64, (PTR,)), "run")
     function.attributes.add("nounwind")
@@ -283,6 +272,13 @@ def _define_run(module: ir.Module, parts: Parts, enter: ir.Function) -> None:
     with b.if_then(b.icmp_unsigned("!=", refused, number(ENTERED)), likely=False):
         b.ret(refused)
     code.put("chunk", number(0))
+    code.put("linkage", b.ptrtoint(linkage, I64))
+    # What changes code while the vCPU is outside is seen by comparing, each time anew.
+    b.call(parts.forget_code, [code.context])
+    # Where it begins is no jump's target, unless an instruction was left to the evaluation in the middle of a region.
+    last = code.get("last_pc")
+    begins = b.icmp_unsigned("==", last, number(NO_JUMP))
+    code.put("last_pc", b.select(begins, last, b.sub(code.get("pc"), number(4))))
     # With no fuel the first step is `refill`, which looks at the budget and begins a chunk.
     nothing = number(0)
     arguments = [code.context, code.get("pc"), nothing, nothing, nothing, nothing, number(0, I32)]

@@ -16,7 +16,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
-from vmmd.memory.limits import PAGE_SHIFT
+from vmmd.isa.hot.table import RegionTable
+from vmmd.memory.limits import PAGE_SHIFT, U64
 from vmmd.memory.ring import DirtyRing
 from vmmd.memory.view import View
 
@@ -40,8 +41,24 @@ CACHE_ENTRIES = 64
 each stands one that is spread by page, so that small slots side by side do not drive each other out into a search."""
 
 
+JUMPS = 256
+"""Entries of the jump cache, by pc."""
+
+NO_JUMP = 1
+"""The pc of an empty one: instructions are aligned, so none is there."""
+
+WATCHED_PAGES = 64
+"""How many pages with translated code a vCPU may run in before it compares them all anew."""
+
+SAMPLES = 64
+"""How many jump targets are noted between two looks at them."""
+
+SAMPLE_BACKWARD, SAMPLE_EXIT = 1, 2
+"""The low bits of a sample: the jump went back, or it came out of a region."""
+
+
 class CacheEntry(ctypes.Structure):
-    """A cached translation: a run of guest-physical addresses and where it lies. Padded to a cache line."""
+    """A cached translation: a run of guest-physical addresses and where it lies. A cache line long."""
 
     _fields_ = [
         ("gpa", ctypes.c_uint64),
@@ -50,8 +67,21 @@ class CacheEntry(ctypes.Structure):
         ("log", ctypes.c_uint64),  # host address of the marks of the slot's log, or 0
         ("log_gpa", ctypes.c_uint64),  # where the slot begins
         ("slot", ctypes.c_uint64),  # its id
-        ("padding", ctypes.c_uint64 * 2),
+        ("code", ctypes.c_uint64),  # where it is a page with translated code: host address of its `WatchedPage`, or 0
+        ("watched", ctypes.c_uint64),  # not 0 where a store has more to do: for the log, or for the code
     ]
+
+
+class Jump(ctypes.Structure):
+    """An entry of the jump cache: the machine code of the region at a pc, whose bytes were compared."""
+
+    _fields_ = [("pc", ctypes.c_uint64), ("code", ctypes.c_uint64)]
+
+
+class WatchedPage(ctypes.Structure):
+    """A host page with translated code, and a bit for each of its 64 lines of 64 bytes that has some."""
+
+    _fields_ = [("host", ctypes.c_uint64), ("lines", ctypes.c_uint64)]
 
 
 class ContextRecord(ctypes.Structure):
@@ -83,6 +113,22 @@ class ContextRecord(ctypes.Structure):
         ("mepc", ctypes.c_uint64),
         ("mcause", ctypes.c_uint64),
         ("mtval", ctypes.c_uint64),
+        ("linkage", ctypes.c_uint64),  # host address of the table of functions that regions call
+        ("regions", ctypes.c_uint64),  # host address of the table of translated regions, or 0
+        ("region_shift", ctypes.c_uint64),  # 64 less the binary logarithm of its size
+        ("forced", ctypes.c_uint64),  # not 0: every jump to what is not translated is a stop
+        ("seek", ctypes.c_uint64),  # single steps that are left in the search for the next region
+        ("skip", ctypes.c_uint64),  # chunks until the next search
+        ("pause", ctypes.c_uint64),  # how many there are behind the next search that finds nothing
+        ("last_pc", ctypes.c_uint64),  # where the single step before this began
+        ("code_changed", ctypes.c_uint64),  # not 0: a store of this vCPU's went to translated code
+        ("jump_count", ctypes.c_uint64),  # entries of the jump cache that were filled since it was emptied
+        ("watch_count", ctypes.c_uint64),
+        ("sample_count", ctypes.c_uint64),
+        ("samples", ctypes.c_uint64 * SAMPLES),  # jump targets that were met; the low two bits say how
+        ("jumps", Jump * JUMPS),
+        ("watch", WatchedPage * WATCHED_PAGES),
+        ("padding", ctypes.c_uint64 * 4),
         # From here on cache lines: what stands above is a whole number of them.
         ("read_cache", CacheEntry * CACHE_ENTRIES),
         ("write_cache", CacheEntry * CACHE_ENTRIES),
@@ -126,6 +172,7 @@ class Context:
         "_buffer",
         "_generation",
         "_published",
+        "_regions",
         "address",
         "breakpoints_leave",
         "clock",
@@ -147,9 +194,12 @@ class Context:
         self.address = start + _LINE - 1 & -_LINE
         self.record = ContextRecord.from_buffer(self._buffer, self.address - start)
         self.end_reservation()
+        for jump in self.record.jumps:
+            jump.pc = NO_JUMP
         self.hart = hart
         self.clock = clock
         self.breakpoints_leave = False
+        self._regions: RegionTable | None = None
         self._generation = -1  # of the slot table in the view that was taken last
         self._published = published  # compiled code reads the word for as long as it has the record
         self.record.published = ctypes.addressof(published)
@@ -165,10 +215,23 @@ class Context:
         record.directory, record.chunks = view.directory_address, view.chunks
         record.pieces, record.piece_count = view.pieces_address, view.pieces
         ctypes.memmove(record.read_cache, _EMPTY_CACHES, len(_EMPTY_CACHES))
+        record.watch_count = 0
         record.view_number = view.number
         if view.memslots.generation != self._generation:
             self._generation = view.memslots.generation
             self.end_reservation()
+
+    def take_regions(self, table: RegionTable | None) -> None:
+        """Enter the regions of a table from now on, or none; the context keeps the table alive."""
+        record = self.record
+        if table is not self._regions:
+            self._regions = table
+            record.regions, record.region_shift = (table.address, table.shift) if table is not None else (0, 0)
+            record.forced = table is not None and table.is_forced
+            record.skip, record.pause = 0, 1
+            record.jump_count = JUMPS  # what is in the jump cache is not of this table
+        if record.forced:
+            record.seek, record.last_pc = U64, NO_JUMP
 
     def end_reservation(self) -> None:
         """End the reservation of an lr, if there is one."""

@@ -55,7 +55,7 @@ class Code(Accesses):
     def _refuse_misaligned(self, target: ir.Value) -> None:
         b = self.b
         with b.if_then(b.icmp_unsigned("!=", b.and_(target, number(3)), number(0)), likely=False):
-            self.tail(self.parts.leave)
+            self.leave_here()
 
     def _register(self, field_at: int) -> ir.Value:
         """Return the address of the register that a field of the word names."""
@@ -101,37 +101,38 @@ class Code(Accesses):
         self.b.fence("seq_cst")
 
     def fence_code(self) -> None:
-        """Every fetch reads the bytes anew; the fence keeps this vCPU's own stores ahead of it."""
+        """Have translated code compared anew; other fetches read the bytes each time, behind this vCPU's stores."""
         self.b.fence("seq_cst")
+        self.call_part("forget_code", [self.context])
 
     def port_in(self, port: ir.Value, size: int) -> ir.Value:
         """Leave it to the evaluation."""
-        self.tail(self.parts.leave)
+        self.leave_here()
         return number(0)
 
     def port_out(self, port: ir.Value, value: ir.Value, size: int) -> None:
         """Leave it to the evaluation."""
-        self.tail(self.parts.leave)
+        self.leave_here()
 
     def wait_for_interrupt(self) -> None:
         """Leave it to the evaluation."""
-        self.tail(self.parts.leave)
+        self.leave_here()
 
     def environment_call(self) -> None:
         """Leave it to the evaluation."""
-        self.tail(self.parts.leave)
+        self.leave_here()
 
     def breakpoint(self) -> None:
         """Leave it to the evaluation."""
-        self.tail(self.parts.leave)
+        self.leave_here()
 
     def return_from_trap(self) -> None:
         """Leave it to the evaluation."""
-        self.tail(self.parts.leave)
+        self.leave_here()
 
     def change_csr(self, change: str, csr: ir.Value, value: ir.Value, source: ir.Value) -> ir.Value:
         """Leave it to the evaluation."""
-        self.tail(self.parts.leave)
+        self.leave_here()
         return number(0)
 
 

@@ -8,14 +8,16 @@ views; it owns no vCPU and decides nothing: what a request means is its caller's
 from __future__ import annotations
 
 import ctypes
+import platform
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from vmmd.isa.context import IN_GUEST_MODE, OUTSIDE_GUEST_MODE, READING_MEMSLOTS, Context, ContextRecord
 from vmmd.isa.evaluate import Pending, evaluate
+from vmmd.isa.hot.translator import TranslationStats, Translator
 from vmmd.isa.outcome import Outcome
 from vmmd.isa.stop import Stop
 from vmmd.memory.dirty import Words
@@ -43,6 +45,9 @@ _NAPS = 50
 _NAP_S = 20e-6
 """How often and for how long it sleeps then; with the system's slack that is some 80 µs each, and 4 ms in all."""
 
+_SAMPLES_AT_ONCE = 16
+"""How many samples are worth to be looked at: a loop gives as many within a millisecond."""
+
 TURN_INSTRUCTIONS = 64
 """What is evaluated before others may have the thread: some milliseconds at most."""
 
@@ -52,6 +57,10 @@ Ran = Stop | Outcome | Pending
 
 class Engine(Words, Protocol):
     """What the vCPUs run on. `Words` are its atomic steps on dirty logs."""
+
+    @property
+    def translations(self) -> TranslationStats:
+        """What has been translated; zeroes where the engine does not translate."""
 
     def run(self, context: Context, view: View, pending: Pending | None = None, deferred: int = 0) -> Ran:
         """Enter guest mode and run until the budget is used up, a request waits, the guest leaves, or a turn is over.
@@ -76,6 +85,9 @@ class Engine(Words, Protocol):
     def retract(self, group: ContextGroup, requests: int) -> None:
         """Clear request bits."""
 
+    def close(self) -> None:
+        """End what the engine has running beside the vCPUs, none of which runs any more."""
+
     def wait_outside(self, group: ContextGroup, view_number: int, yields: int) -> int:
         """Wait until each context was seen outside guest mode or in a view as new as that.
 
@@ -84,21 +96,26 @@ class Engine(Words, Protocol):
 
 
 class CompiledEngine:
-    """Guest mode in machine code."""
+    """Guest mode in machine code: an interpreter's loop, and regions of translated code where there is a translator.
 
-    name = "compiled"
+    Attributes:
+        name: "translated" with a translator, else "compiled".
+        translator: what makes regions; None: there are none.
+    """
 
-    def __init__(self, cache_dir: Path | None) -> None:
+    def __init__(self, cache_dir: Path | None, translator: Translator | None = None) -> None:
+        self.name = "compiled" if translator is None else "translated"
         # Only this engine needs LLVM; a daemon on the evaluation alone never loads it.
         from vmmd.isa.native import Native  # noqa: PLC0415
 
         self._native = Native(cache_dir)
+        self.translator = translator
 
     def run(self, context: Context, view: View, pending: Pending | None = None, deferred: int = 0) -> Ran:
         """See `Engine`."""
         for _ in range(TURN_INSTRUCTIONS):
             if pending is None:
-                stop = Stop(self._native.run(context.address))
+                stop = self._run_compiled(context, view)
                 if stop is not Stop.INSTRUCTION:
                     return stop
             # One instruction in Python, which reads the view outside guest mode, and so enters a mode of its own.
@@ -120,6 +137,29 @@ class CompiledEngine:
             pending = None
         return Stop.TURN
 
+    @property
+    def translations(self) -> TranslationStats:
+        """See `Engine`."""
+        return self.translator.stats() if self.translator is not None else TranslationStats()
+
+    def _run_compiled(self, context: Context, view: View) -> Stop:
+        """Run compiled code until it stops."""
+        translator = self.translator
+        if translator is None:
+            context.take_regions(None)
+            return Stop(self._native.run(context.address))
+        while True:
+            table = translator.table
+            context.take_regions(table)
+            stop = Stop(self._native.run(context.address))
+            if context.record.sample_count >= _SAMPLES_AT_ONCE:
+                translator.note(context, view)
+            if stop is not Stop.UNTRANSLATED:
+                return stop
+            # Where another vCPU has had it translated meanwhile, that table is taken first.
+            if table is translator.table and not translator.translate_now(context.record.pc, view):
+                return Stop.INSTRUCTION
+
     def enter(self, context: Context) -> Stop | None:
         """See `Engine`."""
         refused = self._native.enter(context.address, READING_MEMSLOTS, 0)
@@ -136,6 +176,11 @@ class CompiledEngine:
     def retract(self, group: ContextGroup, requests: int) -> None:
         """See `Engine`."""
         self._native.retract(group.address, len(group), requests)
+
+    def close(self) -> None:
+        """See `Engine`."""
+        if self.translator is not None:
+            self.translator.close()
 
     def wait_outside(self, group: ContextGroup, view_number: int, yields: int) -> int:
         """See `Engine`.
@@ -184,6 +229,11 @@ class EvaluatedEngine:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+
+    @property
+    def translations(self) -> TranslationStats:
+        """See `Engine`."""
+        return TranslationStats()
 
     def run(self, context: Context, view: View, pending: Pending | None = None, deferred: int = 0) -> Ran:
         """See `Engine`."""
@@ -255,6 +305,9 @@ class EvaluatedEngine:
                 time.sleep(0)
         return 0
 
+    def close(self) -> None:
+        """See `Engine`; there is nothing."""
+
     def set_bits(self, address: int, bits: int) -> int:
         """See `Words`."""
         with self._lock:
@@ -297,9 +350,28 @@ def _note_full_ring(words: Words, context: Context) -> None:
         words.set_bits(context.address + ContextRecord.requests.offset, context.record.ring_full)
 
 
-ENGINES = ("compiled", "evaluated")
+TRANSLATED_MACHINES = ("x86_64",)
+"""Where machine code runs as soon as it is written; elsewhere the processor's caches would have to be told."""
+
+EngineName = Literal["translated", "compiled", "evaluated"]
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 
-def make_engine(name: str, cache_dir: Path | None) -> Engine:
-    """Make the engine of that name; `cache_dir` keeps the compiled one's code from start to start."""
-    return CompiledEngine(cache_dir) if name == CompiledEngine.name else EvaluatedEngine()
+def make_engine(name: EngineName, cache_dir: Path | None, on_failure: Callable[[str], None] = lambda _: None) -> Engine:
+    """Make the engine of that name.
+
+    Args:
+        name: one of `ENGINES`.
+        cache_dir: keeps the compiled code from start to start.
+        on_failure: told what went wrong with translations, on a thread of its own; guests go on without.
+    """
+    match name:
+        case "translated" if platform.machine() in TRANSLATED_MACHINES:
+            return CompiledEngine(cache_dir, Translator(on_failure))
+        case "translated":
+            on_failure(f"guest code is not translated for {platform.machine()}; the interpreter's loop runs it")
+            return CompiledEngine(cache_dir)
+        case "compiled":
+            return CompiledEngine(cache_dir)
+        case "evaluated":
+            return EvaluatedEngine()

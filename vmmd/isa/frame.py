@@ -5,6 +5,8 @@ What a function does with it stands in `accesses` and `emit`; which functions th
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -37,6 +39,8 @@ class Parts:
     refetch: ir.Function
     leave: ir.Function
     handlers: ir.GlobalVariable
+    note_code: ir.Function
+    forget_code: ir.Function
 
 
 class Frame(Arithmetic):
@@ -47,13 +51,19 @@ class Frame(Arithmetic):
         state: the state in hand, where the function takes one.
     """
 
-    def __init__(self, parts: Parts, function: ir.Function) -> None:
-        self.parts = parts
+    def __init__(self, parts: Parts | None, function: ir.Function) -> None:
+        self._parts = parts
         self.b = ir.IRBuilder(function.append_basic_block("entry"))
         self.context = function.args[0]
         self.state: dict[str, ir.Value] = {}
         if function.function_type is HANDLER:
             self.state = dict(zip(STATE, function.args, strict=True))
+
+    @property
+    def parts(self) -> Parts:
+        """What the code refers to; a region refers to nothing."""
+        assert self._parts is not None, "a region finds what it calls through its context"  # noqa: S101
+        return self._parts
 
     # The context's fields.
 
@@ -83,6 +93,34 @@ class Frame(Arithmetic):
         """Read the 64-bit word of a record with that index."""
         return self.b.load(self.b.gep(record, [number(index * 8)], source_etype=I8), typ=I64)
 
+    def element(self, array: str, kind: type[ctypes.Structure], index: ir.Value) -> ir.Value:
+        """Return the address of a record in an array of the context's."""
+        return self.b.gep(self.field(array), [self.b.mul(index, number(ctypes.sizeof(kind)))], source_etype=I8)
+
+    def loop(self, count: ir.Value, body: Callable[[ir.Value], None]) -> None:
+        """Run a body for 0 … count-1, and be behind it then; the body may end the function."""
+        b = self.b
+        before = b.block
+        head, inside, after = (b.append_basic_block(name) for name in ("head", "body", "after"))
+        b.branch(head)
+        b.position_at_end(head)
+        index = b.phi(I64)
+        index.add_incoming(number(0), before)
+        b.cbranch(b.icmp_unsigned("<", index, count), inside, after)
+        b.position_at_end(inside)
+        body(index)
+        index.add_incoming(b.add(index, number(1)), b.block)
+        b.branch(head)
+        b.position_at_end(after)
+
+    def put_word(self, record: ir.Value, index: int, value: ir.Value) -> None:
+        """Write the 64-bit word of a record with that index."""
+        self.b.store(value, self.b.gep(record, [number(index * 8)], source_etype=I8))
+
+    def is_zero(self, value: ir.Value) -> ir.Value:
+        """Tell whether a value is 0."""
+        return self.b.icmp_unsigned("==", value, number(0))
+
     def lacks(self, word: ir.Value, bit: ir.Value) -> ir.Value:
         """Tell whether a word does not have a bit."""
         return self.b.icmp_unsigned("==", self.b.and_(word, bit), number(0))
@@ -98,6 +136,10 @@ class Frame(Arithmetic):
         arguments = [self.state[name] for name in STATE]
         self.b.ret(self.b.call(function, arguments, cconv=CONVENTION, tail="musttail"))
 
+    def leave_here(self) -> None:
+        """End this path before the instruction at pc, which is the evaluation's."""
+        self.tail(self.parts.leave)
+
     def settle(self, retired: ir.Value) -> ir.Value:
         """Count retired instructions of the chunk, and return what is left of the budget."""
         self.put("retired", self.b.add(self.get("retired"), retired))
@@ -105,9 +147,13 @@ class Frame(Arithmetic):
         self.put("budget", left)
         return left
 
+    def settle_chunk(self) -> ir.Value:
+        """Count what has retired of the chunk, and return what is left of the budget."""
+        return self.settle(self.b.sub(self.get("chunk"), self.state["fuel"]))
+
     def stop(self, stop: Stop) -> None:
         """End this path and guest mode, before the instruction at pc."""
-        self.settle(self.b.sub(self.get("chunk"), self.state["fuel"]))
+        self.settle_chunk()
         self.put("pc", self.state["pc"])
         self.b.ret(number(stop))
 

@@ -30,13 +30,16 @@ _SOURCES = [
     "arithmetic",
     "compile",
     "context",
+    "crossings",
     "decode",
     "emit",
     "encoding",
     "frame",
+    "hot/linkage",
     "instructions",
     "steps",
     "stop",
+    "watching",
     "../memory/host",
     "../memory/memslots",
     "../memory/region",
@@ -99,13 +102,14 @@ class Native:
 
 
 @cache
-def _initialize() -> None:
+def initialize() -> None:
+    """Have LLVM make code for this machine."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
 
 
 def _target_machine() -> llvm.TargetMachine:
-    _initialize()
+    initialize()
     return llvm.Target.from_default_triple().create_target_machine(cpu="generic", opt=3, jit=True)
 
 

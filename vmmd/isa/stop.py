@@ -20,5 +20,8 @@ class Stop(IntEnum):
     TURN = 5
     """It ran for long by the evaluation, far fewer instructions than its budget: others may want the thread."""
 
+    UNTRANSLATED = 6
+    """The context is forced to run in regions, and there is none at pc."""
+
     INSTRUCTION = 4
     """The instruction at pc is for the evaluation."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections import Counter
 
 from vmmd.isa.context import Context
@@ -43,8 +44,11 @@ from vmmd.kvm.requests import (
 from vmmd.kvm.scheduler import Turn
 from vmmd.memory.view import View
 
-SLICE_INSTRUCTIONS = 400_000
-"""What a vCPU runs before others may have its worker: about a millisecond."""
+SLICE_INSTRUCTIONS, _MOST_SLICE_INSTRUCTIONS = 400_000, 16_000_000
+"""What a vCPU runs before others may have its worker: a millisecond of the interpreter's loop at first, and as much as
+it takes for about a millisecond where its code is translated."""
+
+_SLICE_NS = 1_000_000
 
 _SERVED = KVM_REQ_TLB_FLUSH | KVM_REQ_EVENT
 """Requests that a vCPU clears as it looks at what they tell of."""
@@ -87,6 +91,7 @@ class Runner:
         self.single_step = False
         self.exits: Counter[str] = Counter()
         self.kicks = 0
+        self._slice_instructions = SLICE_INSTRUCTIONS
         self._rendezvous = rendezvous
         self._irqchip = irqchip
         # Which run the workers are to go on with, and whether one of them, their queue or the parking lot has the vCPU.
@@ -262,12 +267,22 @@ class Runner:
         record = self.context.record
         # One alone: the debugger's step, or the end of a pending exit of a run or a vCPU that goes no further.
         one = stepping or run.ends_with is not None or self.halted
-        record.budget = turn.allow(1 if one else SLICE_INSTRUCTIONS)
+        allowed = record.budget = turn.allow(1 if one else self._slice_instructions)
         retired = record.retired
+        start_ns = time.perf_counter_ns()
         ran = self._rendezvous.engine.run(self.context, view, self.pending, COMPLETING)
+        if ran is Stop.BUDGET and allowed == self._slice_instructions:
+            self._fit_slice(time.perf_counter_ns() - start_ns)
         if record.retired != retired:
             self.pending = None
         return ran, self.pending is not None
+
+    def _fit_slice(self, took_ns: int) -> None:
+        """Make the next slice longer or shorter, where one was used up much too soon or too late."""
+        if took_ns < _SLICE_NS // 2:
+            self._slice_instructions = min(2 * self._slice_instructions, _MOST_SLICE_INSTRUCTIONS)
+        elif took_ns > 2 * _SLICE_NS:
+            self._slice_instructions = max(self._slice_instructions // 2, SLICE_INSTRUCTIONS)
 
     def _serve_requests(self, run: InFlight) -> bool:
         """Serve what is requested; tell whether the vCPU is parked now."""

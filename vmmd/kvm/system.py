@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from vmmd.isa.engine import make_engine
+from vmmd.isa.engine import Engine, EngineName, make_engine
+from vmmd.isa.hot.translator import TranslationStats
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.limits import Limits
 from vmmd.kvm.observer import Observer
@@ -21,30 +23,38 @@ class System:
     """/dev/kvm: it makes VMs, and owns the engine and the workers that all of them share.
 
     Args:
-        engine: "compiled" or "evaluated".
+        engine: the name of one, or one that its owner shares and closes.
         cache_dir: where the compiled engine keeps its code from start to start; None keeps none.
         workers: worker threads; None takes as many as there are cores.
         limits: what may be used, by one VM and by all.
         observer: who is told what happens; None: nobody.
+        on_translation_failure: told, on any thread, why there is less translated code than there could be.
     """
 
     def __init__(
         self,
         *,
-        engine: str,
+        engine: EngineName | Engine,
         cache_dir: Path | None,
         workers: int | None,
         limits: Limits,
         observer: Observer | None = None,
+        on_translation_failure: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._observer = observer
-        self._engine = make_engine(engine, cache_dir)
+        self._owns_engine = isinstance(engine, str)
+        self._engine = make_engine(engine, cache_dir, on_translation_failure) if isinstance(engine, str) else engine
         self._scheduler = Scheduler(workers or len(os.sched_getaffinity(0)))
         self._limits = limits
         self._addresses = Ledger(limits.sparse_mapping_bytes, setting="limits.sparse_mapping_bytes")
         self._ledger = Ledger(limits.guest_memory_bytes, setting="limits.guest_memory_bytes")
         self._numbers = itertools.count(1)
         self._vms: dict[str, Vm] = {}
+
+    @property
+    def translations(self) -> TranslationStats:
+        """What has been translated; zeroes where the engine does not translate."""
+        return self._engine.translations
 
     @property
     def guest_memory_bytes(self) -> int:
@@ -56,6 +66,8 @@ class System:
         for vm_id in list(self._vms):
             await self.destroy_vm(vm_id)
         self._scheduler.close()
+        if self._owns_engine:
+            self._engine.close()
 
     def check_extension(self, extension: str) -> int:
         """KVM_CHECK_EXTENSION: what is said of a capability, 0 where it is not there."""

@@ -180,6 +180,19 @@ class _Guests(Collector):
         for reason, count in sorted(stats.exits.items()):
             exits.add_metric([reason], count)
         yield exits
+        translations = self._core.kvm.translations
+        yield GaugeMetricFamily("vmmd_translated_code_bytes", "Machine code of guest code.", translations.code_bytes)
+        yield CounterMetricFamily(
+            "vmmd_translations", "Regions of guest code that were translated.", translations.translated
+        )
+        yield CounterMetricFamily(
+            "vmmd_translation_failures", "Times that the translating process failed.", translations.failures
+        )
+        yield CounterMetricFamily(
+            "vmmd_translation_seconds",
+            "How long the translating process was waited for.",
+            translations.translating_ns / 1e9,
+        )
 
 
 def _outcome(error: CallError) -> str:

@@ -1,0 +1,314 @@
+"""Who finds out what is hot, has it translated, and hands out the table of what there is.
+
+Workers note the jump targets that their vCPUs met; what was met often is asked of the translating process, on a thread
+of its own. Nothing waits for it: until its answer is there, and where there is none, the interpreter goes on. When the
+process fails it is left alone for a while, each time for twice as long.
+
+Regions belong to no VM: they are entered wherever the same bytes are at the same address.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from vmmd.isa.context import SAMPLE_EXIT, Context
+from vmmd.isa.hot.arena import Arena
+from vmmd.isa.hot.messages import Answer, Request, Untranslated
+from vmmd.isa.hot.process import ANSWER_S, Gone, TranslatingProcess
+from vmmd.isa.hot.regions import MOST_INSTRUCTIONS, translatable
+from vmmd.isa.hot.table import Extents, RegionTable, Translated
+from vmmd.memory import access
+from vmmd.memory.view import Run, View
+
+ARENA_BYTES = 32 << 20
+"""Machine code at most; when it is used up, all of it is forgotten, and what is hot then is translated anew."""
+
+MOST_ENTRIES = 8192
+"""Entries of the table at most, with the same end."""
+
+_HOT = 4
+"""How many samples of an address a region is asked for at."""
+
+_AGAIN = 64
+"""How many times that it takes for an address that was asked for before: its bytes may have changed."""
+
+_MOST_VERSIONS = 16
+_MOST_COUNTED = 1 << 14
+_BEFORE_BYTES, _BEHIND_BYTES = 4 << 10, 12 << 10
+"""How much code before and behind an entry is looked at."""
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 300.0
+
+
+class TranslationStats(NamedTuple):
+    """What there is now, and counters since the start.
+
+    Attributes:
+        entries: entries of the table.
+        code_bytes: machine code in memory.
+        translated: regions that were made.
+        refused: requests that no region was made of.
+        failures: how often the translating process failed.
+        forgotten: how often all regions were forgotten to make room.
+        translating_ns: how long the translating process was waited for.
+    """
+
+    entries: int = 0
+    code_bytes: int = 0
+    translated: int = 0
+    refused: int = 0
+    failures: int = 0
+    forgotten: int = 0
+    translating_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """A region as it is looked for: its entries and blocks by their addresses, and the bytes that it was made of."""
+
+    entries: frozenset[int]
+    blocks: frozenset[int]
+    extents: Extents
+
+    def is_in(self, code_at: int, code: bytes) -> bool:
+        """Tell whether the code at an address is what it was made of."""
+        return all(
+            code_at <= gpa and code[gpa - code_at : gpa - code_at + len(made_of)] == made_of
+            for gpa, made_of in self.extents
+        )
+
+
+class Translator:
+    """The regions of one engine.
+
+    Args:
+        on_failure: told, on the translator's thread, what went wrong and what comes of it.
+        is_forced: whether contexts stop at every jump to what is not translated, and wait until it is; for tests, which
+            want translated code from the first instruction on.
+        most_instructions: a region's size at most.
+        hot: how many samples of an address a region is asked for at.
+        arena_bytes: machine code at most.
+        answer_s: how long the process may take for a region, in seconds.
+
+    Attributes:
+        table: the newest; a context takes it before it enters guest mode.
+    """
+
+    def __init__(
+        self,
+        on_failure: Callable[[str], None] = lambda _: None,
+        *,
+        is_forced: bool = False,
+        most_instructions: int = MOST_INSTRUCTIONS,
+        hot: int = _HOT,
+        arena_bytes: int = ARENA_BYTES,
+        answer_s: float = ANSWER_S,
+    ) -> None:
+        self.table = RegionTable(is_forced=is_forced)
+        self._on_failure = on_failure
+        self._hot = hot
+        self._most_instructions = most_instructions
+        self._arena_bytes = arena_bytes
+        self._process = TranslatingProcess(answer_s)
+        self._stats = TranslationStats()
+        # What is hot, under a lock that workers share.
+        self._lock = threading.Lock()
+        self._heat: Counter[int] = Counter()
+        self._regions: list[_Region] = []
+        self._waited_for: set[int] = set()
+        # Where machine code goes, for whoever serves.
+        self._serving = threading.Lock()
+        self._arena: Arena | None = None
+        self._wanted: SimpleQueue[Request | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._is_closed = threading.Event()
+
+    @property
+    def process_id(self) -> int | None:
+        """The translating process, where there is one."""
+        return self._process.pid
+
+    def stats(self) -> TranslationStats:
+        """Return the counters."""
+        return self._stats
+
+    def close(self) -> None:
+        """End the process and the thread. Regions that are there stay."""
+        self._is_closed.set()
+        self._wanted.put(None)
+        # Whoever waits for its answer sees it end.
+        self._process.kill()
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+        self._process.end()
+
+    # On workers.
+
+    def note(self, context: Context, view: View) -> None:
+        """Take the samples of a context that has this view, and ask for what has become hot."""
+        record = context.record
+        samples = record.samples[: record.sample_count]
+        record.sample_count = 0
+        with self._lock:
+            hot = [sample for sample in samples if self._heats(sample & ~3)]
+        for sample in hot:
+            self._ask_for(sample & ~3, view, is_exit=sample & 3 == SAMPLE_EXIT)
+
+    def _heats(self, pc: int) -> bool:
+        """Count a sample, and tell whether a region is to be asked for."""
+        if len(self._heat) > _MOST_COUNTED:
+            self._heat.clear()
+        self._heat[pc] += 1
+        if self._heat[pc] < self._hot:
+            return False
+        # The next time that it is asked for, something has changed or nothing helps.
+        self._heat[pc] = -_AGAIN * self._hot
+        return True
+
+    def _ask_for(self, pc: int, view: View, *, is_exit: bool) -> None:
+        request = self._want(pc, view, is_exit=is_exit)
+        if request is None:
+            return
+        self._wanted.put(request)
+        with self._lock:
+            if self._thread is None and not self._is_closed.is_set():
+                self._thread = threading.Thread(target=self._work, name="vmmd-translator", daemon=True)
+                self._thread.start()
+
+    def translate_now(self, pc: int, view: View) -> bool:
+        """Have what is at a pc translated, and wait for it; False where there is nothing to be had.
+
+        Raises:
+            Gone: the translating process failed.
+        """
+        with self._serving:
+            request = self._want(pc, view, is_exit=True)
+            if request is None:
+                return False
+            table = self.table
+            self._serve(request)
+            return self.table is not table
+
+    def _want(self, pc: int, view: View, *, is_exit: bool) -> Request | None:
+        """Return the request for a region, with the code around it; None where that is of no use.
+
+        A loop that is inside of a region will be met there, and only what regions are left for gets one of its own.
+        """
+        there = view.find(pc)
+        if there is None or there.piece is None or not _is_translatable(there):
+            return None
+        start = pc - min(_BEFORE_BYTES, there.offset, there.piece_offset)
+        run = view.find(start)
+        if run is None or run.piece is None:
+            return None
+        code = access.load(run, min(run.size, pc - start + _BEHIND_BYTES))
+        with self._lock:
+            if pc in self._waited_for:
+                return None
+            same = [region for region in self._regions if region.is_in(start, code)]
+            if any(pc in (region.entries if is_exit else region.blocks) for region in same):
+                return None
+            versions = sum(pc in region.entries for region in self._regions)
+            if versions >= _MOST_VERSIONS and not self.table.is_forced:
+                return None
+            self._waited_for.add(pc)
+        known = {block for region in same for block in region.blocks}
+        return Request(pc, start, code, self._most_instructions, tuple(known))
+
+    # On the translator's thread.
+
+    def _work(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while (request := self._wanted.get()) is not None:
+            try:
+                with self._serving:
+                    self._serve(request)
+                pause_s = _FIRST_PAUSE_S
+            except (Gone, OSError) as failure:
+                if self._is_closed.is_set():
+                    return
+                self._count(failures=1)
+                self._on_failure(f"{failure}; guests are interpreted, and the next is started in {pause_s:.0f} s")
+                self._is_closed.wait(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _count(self, **more: int) -> None:
+        stats = self._stats
+        self._stats = stats._replace(**{name: getattr(stats, name) + by for name, by in more.items()})
+
+    def _serve(self, request: Request) -> None:
+        """Have one region translated, and make it part of the table.
+
+        Raises:
+            Gone: the process has failed; what was wanted is dropped, for it may be the reason.
+        """
+        start = time.monotonic_ns()
+        try:
+            if request.entry in self._entries_in(request):
+                # It has become one of a region that was asked for before.
+                return
+            answer = self._process.ask(request)
+        finally:
+            with self._lock:
+                self._waited_for.discard(request.entry)
+        self._count(translating_ns=time.monotonic_ns() - start)
+        if isinstance(answer, Untranslated):
+            self._count(refused=1)
+        else:
+            self._install(answer, request)
+
+    def _entries_in(self, request: Request) -> set[int]:
+        """Return the entries of all regions that are made of the bytes of a request."""
+        with self._lock:
+            same = [region for region in self._regions if region.is_in(request.code_at, request.code)]
+        return {entry for region in same for entry in region.entries}
+
+    def _install(self, answer: Answer, request: Request) -> None:
+        # An entry that another region has already stays that one's.
+        entries = [entry for entry in answer.entries if entry not in self._entries_in(request)]
+        arena, address = self._place(answer.code, len(entries))
+        extents = []
+        for gpa, size in answer.extents:
+            offset = gpa - request.code_at
+            extents.append((gpa, request.code[offset : offset + size]))
+        with self._lock:
+            self._regions.append(_Region(frozenset(entries), frozenset(answer.blocks), tuple(extents)))
+        self.table = self.table.with_regions(arena, Translated.of(entries, address, extents))
+        self._count(translated=1)
+        self._stats = self._stats._replace(entries=len(self.table.regions), code_bytes=arena.used)
+
+    def _place(self, code: bytes, entries: int) -> tuple[Arena, int]:
+        """Put machine code into the arena, or into a new one where that is full; return it, and the address.
+
+        Raises:
+            OSError: the system gives no executable memory, or the code is more than an arena holds.
+        """
+        if self._arena is not None and len(self.table.regions) + entries <= MOST_ENTRIES:
+            address = self._arena.put(code)
+            if address is not None:
+                return self._arena, address
+        arena = Arena(self._arena_bytes)
+        address = arena.put(code)
+        if address is None:
+            raise OSError(errno.ENOMEM, f"{len(code)} bytes of machine code are more than {arena.size} bytes hold")
+        if self._arena is not None:
+            self._count(forgotten=1)
+        self._arena = arena
+        self.table = RegionTable(is_forced=self.table.is_forced)
+        with self._lock:
+            self._regions.clear()
+        return arena, address
+
+
+def _is_translatable(run: Run) -> bool:
+    """Tell whether a region can begin where a run does."""
+    return run.piece is not None and translatable(int.from_bytes(access.load(run, 4), "little")) is not None
