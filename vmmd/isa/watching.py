@@ -31,6 +31,9 @@ from vmmd.memory.limits import PAGE_SHIFT, PAGE_SIZE
 _EMPTY = number(NO_JUMP)
 _LINE_SHIFT = 6
 
+_MOST_PAGES = 8
+"""More pages than the code of a region can touch: it was made of at most 16 KiB in a row."""
+
 
 def declare(module: ir.Module, name: str, kind: ir.FunctionType, convention: str = "") -> ir.Function:
     """Declare a function that is called, or jumped to, and never inlined."""
@@ -132,6 +135,11 @@ def define_watch(module: ir.Module, parts: Parts) -> ir.Function:
     b = code.b
     _, extents, count = function.args
     watch_page = _define_watch_page(module, parts)
+    is_full = b.icmp_unsigned(">", code.get("watch_count"), number(WATCHED_PAGES - _MOST_PAGES))
+    with b.if_then(is_full, likely=False):
+        # Begin anew, with nothing that was compared before.
+        b.call(parts.forget_code, [code.context])
+        code.put("watch_count", number(0))
     nowhere = b.append_basic_block("nowhere")
 
     def watch_extent(index: ir.Value) -> None:
@@ -170,10 +178,6 @@ def _define_watch_page(module: ir.Module, parts: Parts) -> ir.Function:
             b.ret_void()
 
     code.loop(code.get("watch_count"), look)
-    with b.if_then(b.icmp_unsigned("==", code.get("watch_count"), number(WATCHED_PAGES)), likely=False):
-        # Begin anew, with nothing that was compared before.
-        b.call(parts.forget_code, [code.context])
-        code.put("watch_count", number(0))
     count = code.get("watch_count")
     page = code.element("watch", WatchedPage, count)
     code.put_word(page, 0, host)

@@ -228,7 +228,7 @@ class Translator:
 
     def _work(self) -> None:
         pause_s = _FIRST_PAUSE_S
-        while (request := self._wanted.get()) is not None:
+        while (request := self._wanted.get()) is not None and not self._is_closed.is_set():
             try:
                 with self._serving:
                     self._serve(request)
