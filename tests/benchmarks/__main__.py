@@ -29,6 +29,7 @@ from tests.benchmarks import (
     scaling,
     soak,
     stress_without_a_hold,
+    translating,
 )
 
 BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
     "guests": guests.measure,
     "cold": cold_code.measure,
     "scaling": scaling.measure,
+    "translating": translating.measure,
     "holds": holds.measure,
     "pauses": pauses.measure,
     "rpc": rpc.measure,
