@@ -7,6 +7,7 @@ import errno
 import pytest
 
 from tests.kvm.guest import DATA, HOLE, RAM_BYTES, STORE_FOREVER, boot, errno_of, progress, refusal, running, vcpu_at
+from vmmd.isa.engine import ENGINES
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.system import System
 from vmmd.kvm.uapi import KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
@@ -14,6 +15,8 @@ from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
 from vmmd.memory.memslots import Memslot
 from vmmd.memory.region import KVM_MEM_LOG_DIRTY_PAGES
+
+pytestmark = pytest.mark.parametrize("engine_name", ENGINES, indirect=True)
 
 LOG = KVM_MEM_LOG_DIRTY_PAGES
 

@@ -256,8 +256,6 @@ async def test_a_sleeper_that_is_interrupted_while_held_wakes_after_the_resume(v
         await until(lambda: vcpu.stats().instructions > 1)
 
 
-# Not where code is translated before it runs: the guest would come to its wfi when the timer has gone off.
-@pytest.mark.parametrize("engine_name", ["compiled", "evaluated"], indirect=True)
 async def test_the_clock_and_its_timers_stand_still_while_held(vm: Vm) -> None:
     await chip(vm, f"li a0, {MTIMECMP}\n csrr a1, time\n li a2, 30000000\n add a1, a1, a2\n sd a1, 0(a0)\n" + SLEEP)
     vcpu = await hart(vm, mie=TIMER, mstatus=0)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import ctypes
 
+import pytest
+
 from tests.kvm.guest import CODE, DATA, let_the_loop_turn, progress, running, until, vcpu_at
 from tests.kvm.test_irqchip import ANSWER, MSIP, SOFTWARE, chip, hart
 from vmmd.isa.context import ContextRecord
+from vmmd.isa.engine import ENGINES
 from vmmd.kvm.exits import MmioExit
 from vmmd.kvm.uapi import KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP
 from vmmd.kvm.vcpu import Vcpu
 from vmmd.kvm.vm import Vm
+
+pytestmark = pytest.mark.parametrize("engine_name", ENGINES, indirect=True)
 
 INTERRUPT_THE_OTHER = f"""
     li t3, {MSIP}

@@ -7,6 +7,7 @@ import errno
 import pytest
 
 from tests.kvm.guest import CODE, DATA, HOLE, boot, refusal, vcpu_at
+from vmmd.isa.engine import ENGINES
 from vmmd.kvm.exits import (
     HltExit,
     HypercallExit,
@@ -19,6 +20,8 @@ from vmmd.kvm.uapi import KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_INTERNAL_ERROR_EM
 from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
 from vmmd.memory.region import KVM_MEM_READONLY
+
+pytestmark = pytest.mark.parametrize("engine_name", ENGINES, indirect=True)
 
 BREAKPOINT, ILLEGAL_INSTRUCTION, MISALIGNED_FETCH = 3, 2, 0
 

@@ -138,8 +138,6 @@ async def test_a_kick_that_a_resume_overtakes_ends_no_run_and_does_not_wait_for_
                 assert await errno_of(run) == errno.EINTR
 
 
-# Three vCPUs that are all asked for their registers all the time come forward slowly where every jump is looked at.
-@pytest.mark.parametrize("engine_name", ["compiled", "evaluated"], indirect=True)
 async def test_every_step_ends_a_run_whatever_asks_the_vcpu_to_leave_meanwhile(vm: Vm) -> None:
     # An instruction that is evaluated, so that a request is seen between it and the end of the budget.
     await boot(vm, "1: csrr a1, mscratch\n j 1b")

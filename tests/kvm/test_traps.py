@@ -6,9 +6,12 @@ import pytest
 
 from tests.kvm.guest import CODE, DATA, HOLE, boot, until, vcpu_at
 from vmmd.isa.assembler import assemble
+from vmmd.isa.engine import ENGINES
 from vmmd.kvm.exits import HltExit, HypercallExit, ShutdownExit
 from vmmd.kvm.vcpu import Vcpu
 from vmmd.kvm.vm import Vm
+
+pytestmark = pytest.mark.parametrize("engine_name", ENGINES, indirect=True)
 
 HANDLER = CODE + 0x100
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.selftests.never_torn import never_torn
+from vmmd.isa.engine import ENGINES
 from vmmd.kvm.system import System
+
+pytestmark = pytest.mark.parametrize("engine_name", ENGINES, indirect=True)
 
 UPDATES = {"compiled": 400, "evaluated": 60, "translated": 400}
 
