@@ -6,6 +6,9 @@ PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
 """Bytes in a page, guest and host alike."""
 
+IN_PAGE_MASK = PAGE_SIZE - 1
+"""The bits of an address that lie within its page."""
+
 U64 = (1 << 64) - 1
 """The largest unsigned 64-bit number. Python integers never wrap, so every wrap is written out with it."""
 
@@ -27,4 +30,4 @@ USERSPACE_END = (1 << 47) - PAGE_SIZE
 
 def is_page_aligned(value: int) -> bool:
     """Tell whether an address or a size in bytes is a whole number of pages."""
-    return value & PAGE_SIZE - 1 == 0
+    return value & IN_PAGE_MASK == 0
