@@ -310,14 +310,21 @@ class Memslots:
         return Memslots(self.generation + 1, self._chunks[:first] + middle + self._chunks[last:], ids, directory)
 
 
-_bytes_address = ctypes.pythonapi.PyBytes_AsString
-_bytes_address.restype = ctypes.c_void_p
-_bytes_address.argtypes = [ctypes.py_object]
+def _bytes_offset() -> int:
+    """Give where a bytes object's bytes stand behind its address, which in CPython is its id."""
+    bytes_address = ctypes.pythonapi.PyBytes_AsString
+    bytes_address.restype = ctypes.c_void_p
+    bytes_address.argtypes = [ctypes.py_object]
+    packed = bytes(SLOT_RECORD.size)
+    return int(bytes_address(packed)) - id(packed)
+
+
+_BYTES_OFFSET = _bytes_offset()
 
 
 def address_of(packed: bytes) -> int:
     """Return the host address of a bytes object's bytes; it holds as long as the object does."""
-    return int(_bytes_address(packed))
+    return id(packed) + _BYTES_OFFSET
 
 
 def _classify(region: Region, old: Memslot | None) -> Change:
