@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from vmmd.memory.errors import Refused, errno_name
@@ -46,13 +45,27 @@ def as_kvm_error(error: Exception, ioctl: str | None) -> KvmError | None:
     return error
 
 
-@contextmanager
-def in_ioctl(name: str | None) -> Iterator[None]:
+def in_ioctl(name: str | None) -> AbstractContextManager[None]:
     """Name the ioctl in whatever the body refuses; None where it is none of KVM's."""
-    try:
-        yield
-    except (Refused, KvmError) as error:
-        named = as_kvm_error(error, name)
-        if named is None or named is error:
-            raise
-        raise named from None
+    return _Naming(name)
+
+
+class _Naming:
+    """The context manager of `in_ioctl`: a class and no generator, since short calls pass through it."""
+
+    __slots__ = ("_ioctl",)
+
+    def __init__(self, ioctl: str | None) -> None:
+        self._ioctl = ioctl
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        named = as_kvm_error(error, self._ioctl) if isinstance(error, Exception) else None
+        if named is not None and named is not error:
+            try:
+                raise named from None
+            finally:
+                # An error and the frame that names it are a cycle, and would keep what its other frames hold.
+                del named, error
