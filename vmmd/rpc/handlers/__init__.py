@@ -19,7 +19,7 @@ from vmmd.rpc.errors import CallError
 from vmmd.rpc.handlers import events, holds, isa, machine, memory, memslots, system, vcpus
 from vmmd.rpc.handlers.registry import HANDLERS, HANDLERS_AT_ONCE, HAS_TO_WAIT, About, Core
 from vmmd.rpc.handlers.translate import EarlyError, call_error
-from vmmd.rpc.results import encode_result
+from vmmd.rpc.results import Encoded, encode_result
 from vmmd.rpc.scope import BodyScope
 
 __all__ = ["About", "Core", "execute", "execute_at_once"]
@@ -69,6 +69,8 @@ def execute_at_once(core: Core, method: Method, params: Params, scope: BodyScope
         result = handler(core, params, scope)
     except KvmError as error:
         raise _refusal(core, method, params, error) from None
+    if isinstance(result, Encoded):
+        return result
     return None if result is HAS_TO_WAIT else method.result_adapter.serializer.to_json(result, exclude_unset=True)
 
 
