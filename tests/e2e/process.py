@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,12 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
     return clean | {name: value for name, value in given.items() if value}
 
 
-async def launch(folder: Path, *arguments: str, **settings: str) -> asyncio.subprocess.Process:
+async def launch(
+    folder: Path, *arguments: str, under: Sequence[str] = (), **settings: str
+) -> asyncio.subprocess.Process:
+    """Start `vmmd` with arguments and settings; `under` is a command that runs it in its own place."""
     return await asyncio.create_subprocess_exec(
+        *under,
         sys.executable,
         "-m",
         "vmmd",
@@ -66,10 +70,10 @@ async def launch(folder: Path, *arguments: str, **settings: str) -> asyncio.subp
 
 
 @asynccontextmanager
-async def serving(folder: Path, *arguments: str, **settings: str) -> AsyncIterator[Daemon]:
+async def serving(folder: Path, *arguments: str, under: Sequence[str] = (), **settings: str) -> AsyncIterator[Daemon]:
     """Run a daemon and wait for its line; kill it if the test has not ended it."""
     socket = folder / "vmmd.sock"
-    process = await launch(folder, "serve", "--socket", str(socket), *arguments, **settings)
+    process = await launch(folder, "serve", "--socket", str(socket), *arguments, under=under, **settings)
     try:
         assert process.stdout is not None
         async with asyncio.timeout(30):

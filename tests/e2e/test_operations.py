@@ -381,3 +381,19 @@ async def test_over_tcp_nobody_takes_the_last_connection_from_the_unix_socket(tm
             assert (await page(session, "/healthz"))[0] == 200
         for connection in idle:
             connection.close()
+
+
+async def test_where_files_are_few_the_daemon_says_how_many_connections_it_has_room_for(tmp_path: Path) -> None:
+    few = ("sh", "-c", 'ulimit -n 67 && exec "$@"', "sh")
+    async with serving(tmp_path, under=few, **EVALUATED, VMMD_LIMITS__CONNECTIONS="1000") as daemon:
+        async with daemon.session() as session:
+            held = [await asyncio.open_unix_connection(str(daemon.socket)) for _ in range(3)]
+            status, text = await page(session, "/healthz")
+            assert (status, "limits.connections = 3" in text) == (503, True)
+            for _, writer in held:
+                writer.close()
+                await writer.wait_closed()
+        _, log = await daemon.stop()
+    warning = next(line for line in log if line["event"] == "daemon.fewer_connections")
+    assert (warning["connections"], warning["setting"]) == (3, "limits.connections=1000")
+    assert "LimitNOFILE" in warning["advice"]
