@@ -11,6 +11,7 @@ import pytest
 from vmmd.isa.assembler import assemble
 from vmmd.kvm.errors import KvmError
 from vmmd.kvm.exits import Exit
+from vmmd.kvm.system import System
 from vmmd.kvm.vcpu import Vcpu
 from vmmd.kvm.vm import Vm
 from vmmd.memory.limits import PAGE_SIZE
@@ -64,6 +65,20 @@ async def let_the_loop_turn() -> None:
     """Let everything that is ready on the event loop run, several times over."""
     for _ in range(50):
         await asyncio.sleep(0)
+
+
+async def released(vm: Vm) -> None:
+    """Wait until nobody holds the VM."""
+    await vm.read_guest_memory(CODE, 1, wait_ms=20_000)
+
+
+async def lease_has_run_out(system: System, lease_ms: int) -> None:
+    """Wait until a lease of another VM, taken now, has run out: any that is as long and older would have before it."""
+    witness = system.create_vm()
+    await boot(witness, SPIN)
+    await witness.kick_all_running_vcpus("witness", lease_ms=lease_ms)
+    await released(witness)
+    await system.destroy_vm(witness.id)
 
 
 async def progress(vcpu: Vcpu) -> None:

@@ -7,15 +7,11 @@ import errno
 
 import pytest
 
-from tests.kvm.guest import CODE, DATA, SPIN, boot, progress, refusal, running, vcpu_at
+from tests.kvm.guest import CODE, DATA, SPIN, boot, lease_has_run_out, progress, refusal, released, running, vcpu_at
+from vmmd.kvm.system import System
 from vmmd.kvm.vm import Vm
 
 LONG, SHORT = 60_000, 1
-
-
-async def released(vm: Vm) -> None:
-    """Wait until nobody holds the VM."""
-    await vm.read_guest_memory(CODE, 1, wait_ms=20_000)
 
 
 async def test_a_hold_that_nobody_resumes_ends_with_its_lease_and_the_guest_goes_on(vm: Vm) -> None:
@@ -60,12 +56,12 @@ async def test_the_name_tells_what_became_of_it(vm: Vm) -> None:
         assert ended.value.data["became"] == "was rolled back when its lease ran out"
 
 
-async def test_the_same_kick_again_renews_the_lease_and_is_not_counted(vm: Vm) -> None:
+async def test_the_same_kick_again_renews_the_lease_and_is_not_counted(system: System, vm: Vm) -> None:
     await boot(vm, SPIN)
     await vm.kick_all_running_vcpus("hold", lease_ms=500)
     renewed = await vm.kick_all_running_vcpus("hold", lease_ms=LONG)
     assert (renewed.renewed, renewed.lease_ms) == (True, LONG)
-    await asyncio.sleep(0.6)
+    await lease_has_run_out(system, 500)
     await vm.read_guest_memory(CODE, 1, hold="hold")
     await vm.resume_all_kicked_vcpus("hold")
     await vm.read_guest_memory(CODE, 1)
@@ -77,12 +73,12 @@ async def test_a_lease_is_at_most_what_the_limits_allow(vm: Vm) -> None:
     assert (await vm.kick_all_running_vcpus("other")).lease_ms == 5000
 
 
-async def test_a_lease_that_was_ended_by_a_resume_does_not_end_the_next_hold(vm: Vm) -> None:
+async def test_a_lease_that_was_ended_by_a_resume_does_not_end_the_next_hold(system: System, vm: Vm) -> None:
     await boot(vm, SPIN)
     await vm.kick_all_running_vcpus("one", lease_ms=50)
     await vm.resume_all_kicked_vcpus("one")
     await vm.kick_all_running_vcpus("two", lease_ms=LONG)
-    await asyncio.sleep(0.1)
+    await lease_has_run_out(system, 50)
     await vm.read_guest_memory(CODE, 1, hold="two")
 
 
@@ -121,10 +117,10 @@ async def test_whoever_waits_in_line_gets_his_turn_when_a_lease_runs_out(vm: Vm)
     await vm.resume_all_kicked_vcpus("two")
 
 
-async def test_destroying_a_vm_lets_go_of_its_lease(vm: Vm) -> None:
+async def test_destroying_a_vm_lets_go_of_its_lease(system: System, vm: Vm) -> None:
     await vm.kick_all_running_vcpus("hold", lease_ms=20)
     await vm.destroy()
-    await asyncio.sleep(0.05)
+    await lease_has_run_out(system, 20)
     with refusal(errno.ECANCELED):
         await vm.resume_all_kicked_vcpus("hold")
 
