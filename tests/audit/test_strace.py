@@ -172,6 +172,12 @@ def test_requests_are_read_by_their_numbers_too() -> None:
         assert (found.vms[0].updates[-1].exposed, reader.unread_lines) == (True, 0)
 
 
+@pytest.mark.parametrize(("printed", "unread"), [("0x", 1), ("0x4020ae", 1), ("0x, 0) = 0", 0), ("0xN, 0) = 0", 0)])
+def test_a_requests_number_that_is_broken_is_no_known_request(printed: str, unread: int) -> None:
+    found, reader = findings([line(1, f"ioctl(8, {printed}")])
+    assert (found.vms, reader.ioctls, reader.unread_lines) == ([], 1, unread)
+
+
 @pytest.mark.parametrize("length", [9, 14, 20, 25, 27, 28, 30, 34, 36, 40, 60, 100])
 def test_wherever_a_slot_call_is_cut_off_the_line_is_counted(length: int) -> None:
     whole = slot(1.0, 0, 0, 0)

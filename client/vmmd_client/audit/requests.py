@@ -27,6 +27,7 @@ _NAMES = {
     0xC7: "KVM_RESET_DIRTY_RINGS",
 }
 
+_NUMBER = re.compile(r"0x[0-9a-f]{1,16}")
 _TAKEN_APART = re.compile(r"(?:_IO[CRW]*)?\((?:[A-Z_|]{1,40}, )?(0x[0-9a-f]{1,8}), (0x[0-9a-f]{1,8})\b")
 
 
@@ -40,7 +41,7 @@ def name_of(printed: str) -> str:
     if printed.startswith(("_IO", "(")):
         match = _TAKEN_APART.match(printed)
         return printed if match is None else _name(int(match[1], 16), int(match[2], 16), printed)
-    if printed.startswith("0x"):
+    if _NUMBER.fullmatch(printed):
         number = int(printed, 16)
         return _name(number >> 8 & 0xFF, number & 0xFF, printed)
     return printed
