@@ -83,6 +83,14 @@ def test_neighbours_that_share_both_calls_are_one_hole_and_others_are_not() -> N
     ]
 
 
+def test_memory_that_two_slots_claimed_is_missing_since_the_first_of_them_was_deleted() -> None:
+    # No map has such slots; a recording in which a delete was lost does.
+    made = [slot(0.0, 0, 0x1000, 0x1000), slot(0.001, 1, 0, 0x3000)]
+    found = updates([*made, slot(1.0, 0, 0, 0), slot(1.001, 1, 0, 0), slot(1.002, 2, 0, 0x3000)])
+    holes = [(hole.guest_phys_addr, hole.size, hole.opened_by, hole.open_us) for hole in found[-1].holes]
+    assert holes == [(0, 0x1000, 1, 1_000), (0x1000, 0x1000, 0, 2_000), (0x2000, 0x1000, 1, 1_000)]
+
+
 def test_a_range_of_one_address_space_fills_no_hole_of_another() -> None:
     other = 1 << 16
     update = updates([*MADE, slot(1.0, 0, 0, 0), slot(1.001, other, 0, 0x8000)])[-1]

@@ -1,131 +1,135 @@
 """Half-open ranges, apart from one another: what an update's calls have covered so far.
 
 `Ranges` is a set of addresses; neighbours are kept as one, so that what is put in over and over costs no more than
-once. `RangeMap` has a value for each range, and keeps neighbours of equal value as one. Looking a range up takes the
-logarithm of how many there are; nothing here holds a memory map or knows calls.
+once. `RangeMap` has a value for each range, and keeps neighbours apart. Looking a range up takes the logarithm of how
+many there are; nothing here holds a memory map or knows calls.
 """
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 _V = TypeVar("_V")
 
 
 class Ranges:
-    """Ranges in ascending order, none overlapping or touching another."""
+    """Ranges in ascending order, none overlapping or touching another.
 
-    __slots__ = ("_ends", "_starts")
+    They are kept as one list of their borders, begin and end in turn: the number of borders up to an address tells
+    whether a range covers it, by being odd.
+    """
+
+    __slots__ = ("_borders",)
 
     def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
+        self._borders: list[int] = []
 
     def __len__(self) -> int:
         """Tell how many ranges there are."""
-        return len(self._starts)
+        return len(self._borders) // 2
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Give begin and end of each."""
-        return zip(self._starts, self._ends, strict=True)
+        return zip(self._borders[::2], self._borders[1::2], strict=True)
+
+    def copy(self) -> "Ranges":
+        """Give the same ranges once more."""
+        copied = Ranges()
+        copied._borders = self._borders.copy()
+        return copied
 
     def overlaps(self, low: int, high: int) -> bool:
         """Tell whether any range has an address in [low, high)."""
-        at = bisect_right(self._ends, low)
-        return at < len(self._starts) and self._starts[at] < high
+        borders = self._borders
+        at = bisect_right(borders, low)
+        return at % 2 == 1 or (at < len(borders) and borders[at] < high)
 
     def gaps(self, low: int, high: int) -> list[tuple[int, int]]:
         """Give the parts of [low, high) that no range covers."""
-        found = []
-        at = bisect_right(self._ends, low)
-        while at < len(self._starts) and self._starts[at] < high:
-            if low < self._starts[at]:
-                found.append((low, self._starts[at]))
-            low = self._ends[at]
-            at += 1
-        if low < high:
-            found.append((low, high))
-        return found
+        first, last = bisect_right(self._borders, low), bisect_left(self._borders, high)
+        if first == last:
+            return [] if first % 2 else [(low, high)]
+        edges = self._borders[first:last]
+        if first % 2 == 0:
+            edges.insert(0, low)
+        if last % 2 == 0:
+            edges.append(high)
+        return list(zip(edges[::2], edges[1::2], strict=True))
+
+    def uncovered(self, low: int, high: int) -> int:
+        """Tell how many addresses in [low, high) no range covers."""
+        first, last = bisect_right(self._borders, low), bisect_left(self._borders, high)
+        if first == last:
+            return 0 if first % 2 else high - low
+        return sum(end - begin for begin, end in self.gaps(low, high))
 
     def put(self, low: int, high: int) -> None:
         """Cover [low, high)."""
-        # Ranges that only touch this one are taken along and become one with it.
-        first, last = bisect_left(self._ends, low), bisect_right(self._starts, high)
-        if first < last:
-            low, high = min(low, self._starts[first]), max(high, self._ends[last - 1])
-        self._starts[first:last] = (low,)
-        self._ends[first:last] = (high,)
+        # A border that is met exactly is taken along, so that ranges which only touch become one.
+        first, last = bisect_left(self._borders, low), bisect_right(self._borders, high)
+        edges = [] if first % 2 else [low]
+        if last % 2 == 0:
+            edges.append(high)
+        self._borders[first:last] = edges
+
+
+_BEGIN, _END = itemgetter(0), itemgetter(1)
 
 
 class RangeMap(Generic[_V]):
     """Ranges with a value each, in ascending order, none overlapping another."""
 
-    __slots__ = ("_ends", "_starts", "_values")
+    __slots__ = ("_ranges",)
 
     def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
-        self._values: list[_V] = []
+        self._ranges: list[tuple[int, int, _V]] = []
 
     def __len__(self) -> int:
         """Tell how many ranges there are."""
-        return len(self._starts)
+        return len(self._ranges)
 
     def __iter__(self) -> Iterator[tuple[int, int, _V]]:
         """Give begin, end and value of each."""
-        return zip(self._starts, self._ends, self._values, strict=True)
+        return iter(self._ranges)
 
     def put(self, low: int, high: int, value: _V) -> list[tuple[int, int]]:
         """Give the parts of [low, high) that no range covers this value, and name them; what is covered stays."""
-        first, last = bisect_left(self._ends, low), bisect_right(self._starts, high)
+        first, last = self._overlapping(low, high)
         if first == last:
-            self._starts.insert(first, low)
-            self._ends.insert(first, high)
-            self._values.insert(first, value)
+            self._ranges.insert(first, (low, high, value))
             return [(low, high)]
-        gaps, parts = [], []
-        for at in range(first, last):
-            begin, end = self._starts[at], self._ends[at]
+        there = self._ranges[first:last]
+        gaps = []
+        for begin, end, _ in there:
             if low < begin:
                 gaps.append((low, begin))
-                parts.append((low, begin, value))
-            parts.append((begin, end, self._values[at]))
             low = end
         if low < high:
             gaps.append((low, high))
-            parts.append((low, high, value))
-        self._splice(first, last, parts)
+        self._ranges[first:last] = sorted([*there, *((begin, end, value) for begin, end in gaps)], key=_BEGIN)
         return gaps
 
     def take(self, low: int, high: int) -> list[tuple[int, int, _V]]:
         """Take what lies in [low, high) out, and give it."""
-        first, last = bisect_right(self._ends, low), bisect_left(self._starts, high)
-        taken, left = [], []
-        for at in range(first, last):
-            begin, end, value = self._starts[at], self._ends[at], self._values[at]
-            taken.append((max(begin, low), min(end, high), value))
+        first, last = self._overlapping(low, high)
+        taken = self._ranges[first:last]
+        if taken:
+            left = []
+            begin, end, value = taken[0]
             if begin < low:
                 left.append((begin, low, value))
+                taken[0] = (low, end, value)
+            begin, end, value = taken[-1]
             if high < end:
                 left.append((high, end, value))
-        if left:
-            self._splice(first, last, left)
-        else:
-            del self._starts[first:last], self._ends[first:last], self._values[first:last]
+                taken[-1] = (begin, high, value)
+            self._ranges[first:last] = left
         return taken
 
-    def _splice(self, first: int, last: int, parts: list[tuple[int, int, _V]]) -> None:
-        """Put parts, in ascending order, in the place of some ranges, and make neighbours of equal value one."""
-        joined = parts[:1]
-        for begin, end, value in parts[1:]:
-            before = joined[-1]
-            if before[1] == begin and before[2] == value:
-                joined[-1] = (before[0], end, value)
-            else:
-                joined.append((begin, end, value))
-        self._starts[first:last] = [part[0] for part in joined]
-        self._ends[first:last] = [part[1] for part in joined]
-        self._values[first:last] = [part[2] for part in joined]
+    def _overlapping(self, low: int, high: int) -> tuple[int, int]:
+        """Give the index of the first range that overlaps [low, high), and of the first one behind it that does not."""
+        return bisect_right(self._ranges, low, key=_END), bisect_left(self._ranges, high, key=_BEGIN)
 
 
 def without(one: tuple[int, int], other: tuple[int, int]) -> list[tuple[int, int]]:

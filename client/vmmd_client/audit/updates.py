@@ -9,6 +9,7 @@ import heapq
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
 from ..slots.memslots import Memslot
@@ -87,6 +88,9 @@ class Hole:
         return self.guest_phys_addr + self.size
 
 
+_PLACE_OF_HOLE = attrgetter("address_space", "guest_phys_addr", "opened_by")
+
+
 class _Ground:
     """What an update's calls did to one address space.
 
@@ -135,7 +139,7 @@ class _Ground:
         for begin, end in _without(low, high, beside):
             self._touched.put(begin, end)
             for part in self._missing.put(begin, end, opened):
-                self._missed_bytes += self._never_returned(*part)
+                self._missed_bytes += self._returned.uncovered(*part)
 
     def give(self, low: int, high: int, beside: Memslot | None, filled: tuple[int, int]) -> None:
         """Give memory with a call that was answered then."""
@@ -143,33 +147,28 @@ class _Ground:
             self._given.put(low, high)
             self.needs_hold = self._taken.overlaps(low, high)
         for begin, end in _without(low, high, beside):
-            for gap in self._touched.gaps(begin, end):
-                self._new.put(*gap)
-            self._touched.put(begin, end)
+            if untouched := self._touched.gaps(begin, end):
+                for gap in untouched:
+                    self._new.put(*gap)
+                self._touched.put(begin, end)
             self.fill(begin, end, filled)
 
     def fill(self, low: int, high: int, filled: tuple[int, int]) -> bool:
         """End the holes in a range that has memory again; tells whether there was one."""
         ended = self._missing.take(low, high)
         for begin, end, (opened_by, begin_us) in ended:
-            self._missed_bytes -= self._never_returned(begin, end)
+            self._missed_bytes -= self._returned.uncovered(begin, end)
             self._returned.put(begin, end)
             self._holes.append((filled[1] - begin_us, begin, end, opened_by, filled[0], begin_us))
         return bool(ended)
 
-    def _never_returned(self, low: int, high: int) -> int:
-        if not self._returned:
-            return high - low
-        return sum(end - begin for begin, end in self._returned.gaps(low, high))
-
     def holes(self, address_space: int) -> Iterator[Hole]:
         """Give the holes in ranges that had memory before and have some now, the longest first."""
-        left_out = Ranges()
-        for low, high in self._new:
-            left_out.put(low, high)
+        left_out = self._new.copy()
         for low, high, _ in self._missing:
             left_out.put(low, high)
-        for open_us, low, high, opened_by, filled_by, begin_us in sorted(self._holes, key=lambda hole: -hole[0]):
+        # The first of a hole's fields is for how long it stood open.
+        for open_us, low, high, opened_by, filled_by, begin_us in sorted(self._holes, key=itemgetter(0), reverse=True):
             for begin, end in left_out.gaps(low, high):
                 yield Hole(begin, end - begin, opened_by, filled_by, open_us, address_space, begin_us)
 
@@ -279,15 +278,8 @@ class Update:
     def close(self) -> None:
         """Work out what all of its calls together come to; nothing may be added any more."""
         self.needs_hold = any(ground.needs_hold for ground in self._grounds.values())
-        found = heapq.merge(*(ground.holes(space) for space, ground in self._grounds.items()), key=_longest_first)
-        holes = itertools.islice(found, MOST_HOLES)
-        self.holes = tuple(sorted(holes, key=_place_of_hole))
+        found = [ground.holes(space) for space, ground in self._grounds.items()]
+        longest_first = found[0] if len(found) == 1 else heapq.merge(*found, key=attrgetter("open_us"), reverse=True)
+        holes = sorted(itertools.islice(longest_first, MOST_HOLES), key=_PLACE_OF_HOLE)
+        self.holes = tuple(holes)
         self._grounds.clear()
-
-
-def _longest_first(hole: Hole) -> int:
-    return -hole.open_us
-
-
-def _place_of_hole(hole: Hole) -> tuple[int, int, int]:
-    return hole.address_space, hole.guest_phys_addr, hole.opened_by
