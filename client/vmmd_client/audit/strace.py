@@ -9,7 +9,7 @@ lines of KVM's tracepoints behind strace's usual beginning, as `docs/audit/kvm-i
 
 import heapq
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from .clock import Clock, microseconds
 from .events import (
@@ -36,6 +36,9 @@ _LEADER = re.compile(
     r"(?:\[pid\s+(\d+)\]\s+|\s*(\d+)\s+(?=[\d\s]))?\s*"
     r"(?:(\d{1,12})\.(\d{3,9})|(\d\d):(\d\d):(\d\d)\.(\d{3,9}))(?:\s+\(\+\s*\d+\.\d+\))?\s+(?=\S)"
 )
+# How `strace -f -ttt -o FILE` begins its lines, and so most recordings. These times count from 1970, so that the clock
+# has nothing to add to them.
+_USUAL_LEADER = re.compile(r"(\d+) ([1-9]\d{8,11})\.(\d{6}) (?=[^\s(])")
 # What is left of such a beginning where a line was cut off in it.
 _CUT_LEADER = re.compile(r"\[pid|(?:\[pid\s+\d+\]\s+)?\s*[\d.:+() ]*\d[\d.:+() ]*")
 _DURATION = re.compile(r"<(\d{1,9})\.(\d{3,9})>$")
@@ -84,36 +87,44 @@ class StraceReader:
             if isinstance(begun, SlotCall):
                 yield from self._abandon(thread)
 
-    def feed(self, line: str) -> Iterable[Event]:
+    def feed(self, line: str) -> tuple[Event, ...]:
         """Read one line; lines of other calls give no event."""
         self.lines += 1
-        line = (line if len(line) <= MOST_OF_A_LINE else line[:MOST_OF_A_LINE]).rstrip()
-        match = _LEADER.match(line)
-        if match is None:
-            self.unread_lines += may_matter(line) or _CUT_LEADER.fullmatch(line) is not None
-            return ()
-        pid, thread_id, seconds, fraction, hour, minute, second, day_fraction = match.groups()
-        if seconds is not None:
-            at_us = self._clock.seconds(int(seconds), microseconds(fraction))
+        line = line[:MOST_OF_A_LINE].rstrip()
+        match = _USUAL_LEADER.match(line)
+        if match is not None:
+            thread_id, seconds, micros = match.groups()
+            thread, at_us = int(thread_id), int(seconds + micros)
         else:
-            at_us = self._clock.of_day(int(hour), int(minute), int(second), microseconds(day_fraction))
-        thread = int(pid or thread_id or 0)
+            match = _LEADER.match(line)
+            if match is None:
+                self.unread_lines += may_matter(line) or _CUT_LEADER.fullmatch(line) is not None
+                return ()
+            thread, at_us = self._who_and_when(match)
         rest = line[match.end() :]
         if self._ending:
             return (*self._end_until(at_us, thread), *self._call(thread, at_us, rest))
         return self._call(thread, at_us, rest)
 
-    def _call(self, thread: int, at_us: int, rest: str) -> Iterable[Event]:
-        if not rest.startswith(("ioctl(", RESUMED)):
+    def _who_and_when(self, leader: re.Match[str]) -> tuple[int, int]:
+        """Give the thread, and the time in microseconds, of the beginning of a line."""
+        pid, thread_id, seconds, fraction, hour, minute, second, day_fraction = leader.groups()
+        if seconds is not None:
+            at_us = self._clock.seconds(int(seconds), microseconds(fraction))
+        else:
+            at_us = self._clock.of_day(int(hour), int(minute), int(second), microseconds(day_fraction))
+        return int(pid or thread_id or 0), at_us
+
+    def _call(self, thread: int, at_us: int, rest: str) -> tuple[Event, ...]:
+        is_begin = rest.startswith("ioctl(")
+        if not is_begin and not rest.startswith(RESUMED):
             return self._other(thread, at_us, rest)
         took_us = None
         if rest.endswith(">") and (took := _DURATION.match(rest, rest.rfind("<"))) is not None:
             took_us = int(took[1]) * 1_000_000 + microseconds(took[2])
             rest = rest[: took.start()].rstrip()
         words = words_of(rest)
-        if rest.startswith(RESUMED):
-            return self._resumed(thread, at_us, words)
-        return self._ioctl(thread, at_us, words, took_us)
+        return self._ioctl(thread, at_us, words, took_us) if is_begin else self._resumed(thread, at_us, words)
 
     def _end_until(self, at_us: int | None, thread: int | None = None) -> Iterator[Event]:
         """End the calls that -T says are over by a time, and whatever a thread that goes on was at."""
@@ -122,30 +133,31 @@ class StraceReader:
         ):
             yield _ends(heapq.heappop(self._ending)[2])
 
-    def _ioctl(self, thread: int, at_us: int, words: Words, took_us: int | None) -> Iterable[Event]:
+    def _ioctl(self, thread: int, at_us: int, words: Words, took_us: int | None) -> tuple[Event, ...]:
         # A thread that makes a call has ended its last one, whether or not the recording shows it.
         lost = self._abandon(thread) if thread in self._begun else ()
         request = words.request
-        if request is not None:
-            self.ioctls += 1
-            self.kvm_calls += request.startswith("KVM_")
-        is_unfinished = words.ending is Ending.UNFINISHED
-        if request is None or (request not in WANTED and not is_unfinished):
+        if request is None:
             self.unread_lines += words.may_matter
             return lost
+        self.ioctls += 1
+        self.kvm_calls += request.startswith("KVM_")
         if request == "KVM_RUN":
             run = Run(thread, words.fd, at_us, vcpu=words.vcpu)
-            return (*lost, *self._start(run, words, took_us, RunBegins))
+            return lost + self._start(run, words, took_us, RunBegins)
         if request in SLOT_CALLS:
             call = SlotCall(thread, words.fd, at_us, words.region, self.lines)
             if words.region is None and words.has_contents:
-                return (*lost, *self._lost(call))
-            return (*lost, *self._start(call, words, took_us, SlotCallBegins))
-        if is_unfinished:
+                return lost + self._lost(call)
+            return lost + self._start(call, words, took_us, SlotCallBegins)
+        if words.ending is Ending.UNFINISHED:
             self.unfinished += 1
             self._begun[thread] = words
-            return lost
-        return (*lost, *self._made(thread, at_us, words, words))
+        elif request in WANTED:
+            return lost + self._made(thread, at_us, words, words)
+        else:
+            self.unread_lines += words.may_matter
+        return lost
 
     def _start(
         self,
@@ -153,7 +165,7 @@ class StraceReader:
         words: Words,
         took_us: int | None,
         begins: Callable[..., RunBegins | SlotCallBegins],
-    ) -> Iterable[Event]:
+    ) -> tuple[Event, ...]:
         if words.ending in _GOES_ON:
             self.unfinished += 1
             self._begun[call.thread] = call
@@ -169,7 +181,7 @@ class StraceReader:
         heapq.heappush(self._ending, (call.end_us, self.lines, call))
         return (begins(call),)
 
-    def _resumed(self, thread: int, at_us: int, words: Words) -> Iterable[Event]:
+    def _resumed(self, thread: int, at_us: int, words: Words) -> tuple[Event, ...]:
         # The first thread has no number on the lines that it wrote before there was a second one.
         call = self._begun.pop(thread, None) or self._begun.pop(0, None)
         if call is None:
@@ -188,7 +200,7 @@ class StraceReader:
         call.errno = words.errno
         return (_ends(call),)
 
-    def _made(self, thread: int, at_us: int, begun: Words, ended: Words) -> Iterable[Event]:
+    def _made(self, thread: int, at_us: int, begun: Words, ended: Words) -> tuple[Event, ...]:
         """Give the event of a call that makes a file descriptor, or is about dirty logs."""
         if begun.request in LOG_CALLS:
             return (LogCall(thread, begun.fd),)
@@ -196,7 +208,7 @@ class StraceReader:
             return ()
         return (FdMade(thread, at_us, MAKERS[begun.request], begun.fd, ended.result, begun.vcpu),)
 
-    def _other(self, thread: int, at_us: int, rest: str) -> Iterable[Event]:
+    def _other(self, thread: int, at_us: int, rest: str) -> tuple[Event, ...]:
         """Read a line that is no ioctl: another call, a tracepoint, a signal, an end."""
         if rest.startswith(("kvm_", "kvm:kvm_")):
             self.kvm_calls += 1
@@ -212,14 +224,14 @@ class StraceReader:
             return (ThreadMade(thread, int(made[3]), "CLONE_FILES" in made[2]),)
         return self._abandon(thread) if rest.startswith("+++") else ()
 
-    def _abandon(self, thread: int) -> Iterable[Event]:
+    def _abandon(self, thread: int) -> tuple[Event, ...]:
         """Let go of a call whose end nobody will see."""
         begun = self._begun.pop(thread, None)
         if isinstance(begun, Run):
             return (RunEnds(begun),)
         return self._lost(begun) if isinstance(begun, SlotCall) else ()
 
-    def _lost(self, call: Run | SlotCall) -> Iterable[Event]:
+    def _lost(self, call: Run | SlotCall) -> tuple[Event, ...]:
         """Let go of a call whose outcome cannot be read: a slot call may have changed nobody knows what."""
         self.unread_lines += 1
         if isinstance(call, Run):
@@ -228,7 +240,7 @@ class StraceReader:
         return (SlotCallBegins(call), SlotCallEnds(call))
 
 
-def tracepoint(thread: int, at_us: int, text: str) -> Sequence[Event] | None:
+def tracepoint(thread: int, at_us: int, text: str) -> tuple[Event, ...] | None:
     """Make an event of what a tracer printed of one of KVM's tracepoints, beginning with its name.
 
     Returns:
