@@ -12,6 +12,7 @@ does no I/O.
 """
 
 import bisect
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -44,6 +45,9 @@ MOST_KEPT_CALLS = 50_000
 
 MOST_KEPT_STAYS = 200_000
 """How many KVM_RUNs inside updates are kept, for pictures; who was inside is kept of every update."""
+
+_AT_ONCE = 512
+"""How many events are taken in one go."""
 
 
 @dataclass(slots=True)
@@ -102,6 +106,7 @@ class Audit:
 
     def __init__(self, *, gap_us: int = DEFAULT_GAP_US) -> None:
         self._gap_us = gap_us
+        self._patience_us = max(OPEN_GAP_US, gap_us)
         self._vms = Vms()
         self._found: dict[Vm, VmFindings] = {}
         self._growing = GrowingUpdates()
@@ -111,7 +116,7 @@ class Audit:
         self._inside: dict[int, tuple[Run, Vm | None, Stay]] = {}
         self._runs: dict[Vm | None, StayLog] = {}
         self._in_guest: dict[int, Stay] = {}
-        self._guest_mode_log = StayLog()
+        self._guest_mode_log = StayLog(self._needed_since)
         self._mode_known: set[int] = set()
         self._unsettled: list[tuple[Update, list[Run]]] = []
         self._now_us = 0
@@ -130,9 +135,12 @@ class Audit:
 
     def take(self, events: Iterable[Event]) -> None:
         """Take events in the order in which they happened."""
-        for event in events:
-            self._event += 1
-            self._take[type(event)](event)
+        events = iter(events)
+        # The reader and the audit take turns; event by event, each would push the other out of the processor's caches.
+        while some := list(itertools.islice(events, _AT_ONCE)):
+            for event in some:
+                self._event += 1
+                self._take[type(event)](event)
 
     def findings(self) -> Findings:
         """Close every update and give what was found; nothing may be taken any more."""
@@ -155,6 +163,9 @@ class Audit:
                     if thread not in known and (thread in update.mode_unknown or thread not in self._mode_known)
                 )
         return Findings(found, has_tracepoints, self._vms.guesses)
+
+    def _needed_since(self) -> int:
+        return self._growing.needed_since
 
     def _findings_of(self, vm: Vm) -> VmFindings:
         if vm not in self._found:
@@ -214,28 +225,32 @@ class Audit:
 
     def _run_begins(self, event: RunBegins) -> None:
         run = event.run
+        thread = run.thread
         self._now_us = run.begin_us
-        self._let_old_ones_go()
-        vm = self._vms.of_vcpu_fd(run.thread, run.vcpu_fd)
-        if run.thread in self._inside:
-            self._leave(run.thread, run.begin_us)
-        stay = Stay(run.thread, self._event, run=run)
-        self._inside[run.thread] = run, vm, stay
-        if vm not in self._runs:
-            self._runs[vm] = StayLog()
-        self._runs[vm].add(stay, self._growing.needed_since)
+        if self._growing:
+            self._let_old_ones_go()
+            for growing in self._growing.of_thread(thread):
+                self._close(growing)
+        vm = self._vms.of_vcpu_fd(thread, run.vcpu_fd)
+        if thread in self._inside:
+            self._leave(thread, run.begin_us)
+        stay = Stay(thread, self._event, run=run)
+        self._inside[thread] = run, vm, stay
+        log = self._runs.get(vm)
+        if log is None:
+            log = self._runs[vm] = StayLog(self._needed_since)
+        log.add(stay)
         if vm is not None:
             vcpu = vm.vcpus.get(run.vcpu_fd) if run.vcpu is None else run.vcpu
             if vcpu is not None:
-                self._findings_of(vm).vcpu_ids[run.thread] = vcpu
-        for growing in self._growing.of_thread(run.thread):
-            self._close(growing)
+                self._findings_of(vm).vcpu_ids[thread] = vcpu
 
     def _run_ends(self, event: RunEnds) -> None:
         run = event.run
         end_us = run.begin_us if run.end_us is None else run.end_us
         self._now_us = max(self._now_us, end_us)
-        if run.thread in self._inside and self._inside[run.thread][0] is run:
+        inside = self._inside.get(run.thread)
+        if inside is not None and inside[0] is run:
             self._leave(run.thread, end_us)
 
     def _leave(self, thread: int, end_us: int) -> None:
@@ -243,9 +258,10 @@ class Audit:
         stay.ended = self._event
         if vm is not None and not run.never_started:
             lanes = self._findings_of(vm).lanes
-            if thread not in lanes:
-                lanes[thread] = Lane()
-            lanes[thread].add(run.begin_us, end_us)
+            lane = lanes.get(thread)
+            if lane is None:
+                lane = lanes[thread] = Lane()
+            lane.add(run.begin_us, end_us)
 
     def _fd_made(self, event: FdMade) -> None:
         self._now_us = event.at_us
@@ -271,7 +287,7 @@ class Audit:
         if event.entered or thread not in self._mode_known:
             # A thread whose first tracepoint is an exit was in guest mode until then.
             stay = Stay(thread, self._event)
-            self._guest_mode_log.add(stay, self._growing.needed_since)
+            self._guest_mode_log.add(stay)
             if event.entered:
                 self._in_guest[thread] = stay
             else:
@@ -286,7 +302,7 @@ class Audit:
 
     def _let_old_ones_go(self) -> None:
         """Close the updates to which nothing can come any more."""
-        last_us = self._now_us - max(OPEN_GAP_US, self._gap_us)
+        last_us = self._now_us - self._patience_us
         while (growing := self._growing.oldest_before(last_us)) is not None:
             self._close(growing)
 

@@ -59,6 +59,10 @@ class GrowingUpdates:
         self._idle: OrderedDict[Growing, None] = OrderedDict()
         self._watched: OrderedDict[Growing, None] = OrderedDict()
 
+    def __bool__(self) -> bool:
+        """Tell whether there is any: most KVM_RUNs of a recording find none."""
+        return bool(self._of_thread)
+
     @property
     def needed_since(self) -> int:
         """The event from which on somebody will ask who was inside; `FOR_EVER` where nobody will."""

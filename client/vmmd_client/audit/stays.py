@@ -5,7 +5,7 @@ came first. A log keeps what a window that is still open may ask for, and forget
 """
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .events import Run
@@ -34,17 +34,24 @@ class Stay:
 
 
 class StayLog:
-    """The stays of any number of threads; each thread is in one place at a time."""
+    """The stays of any number of threads; each thread is in one place at a time.
 
-    def __init__(self) -> None:
+    Args:
+        needed_since: tells the event from which on a window may still ask; `FOR_EVER` while none will.
+    """
+
+    def __init__(self, needed_since: Callable[[], int]) -> None:
+        self._needed_since = needed_since
         self._of_thread: dict[int, list[Stay]] = {}
         self._full: dict[int, int] = {}
 
-    def add(self, stay: Stay, needed_since: int) -> None:
-        """Add a stay that has just begun, and forget those of its thread that ended before an event."""
-        stays = self._of_thread.setdefault(stay.thread, [])
+    def add(self, stay: Stay) -> None:
+        """Add a stay that has just begun; now and then forget those of its thread for which nobody will ask."""
+        stays = self._of_thread.get(stay.thread)
+        if stays is None:
+            stays = self._of_thread[stay.thread] = []
         if len(stays) >= self._full.get(stay.thread, _FEW):
-            del stays[: bisect.bisect_right(stays, needed_since, key=_ended)]
+            del stays[: bisect.bisect_right(stays, self._needed_since(), key=_ended)]
             self._full[stay.thread] = max(_FEW, 2 * len(stays))
         stays.append(stay)
 
