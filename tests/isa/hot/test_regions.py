@@ -71,11 +71,8 @@ def test_an_entry_that_is_not_in_the_code_has_no_region(entry: int) -> None:
     assert find_region(entry, AT, assemble("nop\n nop", AT).code) is None
 
 
-def test_a_region_is_bounded_and_what_others_have_counts_more() -> None:
+def test_a_region_is_bounded() -> None:
     straight = "\n".join(["addi a0, a0, 1"] * 500)
     assert region(straight).size == MOST_INSTRUCTIONS
     assert region(straight, most_instructions=10).size == 10
     assert region(straight, most_instructions=10_000).size == MOST_INSTRUCTIONS
-    known = find_region(AT, AT, assemble(straight, AT).code, 30, frozenset({AT}))
-    assert known is not None
-    assert known.size == 10

@@ -23,7 +23,7 @@ from vmmd.isa.hot.translator import Translator
 from vmmd.isa.stop import Stop
 
 LOOP = "1: addi a0, a0, 1\n addi a1, a1, 2\n j 1b"
-REQUEST = Request(0x1000, 0x1000, assemble(LOOP, 0x1000).code, 64, ())
+REQUEST = Request(0x1000, 0x1000, assemble(LOOP, 0x1000).code, 64)
 
 
 class Told:
@@ -138,7 +138,7 @@ def test_a_failed_process_is_started_again_for_the_next_region() -> None:
 
 def test_what_cannot_be_translated_is_answered_with_the_reason() -> None:
     process = translating.TranslatingProcess()
-    answer = process.ask(Request(0x1000, 0x1000, assemble("wfi").code, 64, ()))
+    answer = process.ask(Request(0x1000, 0x1000, assemble("wfi").code, 64))
     assert answer == Untranslated("its first instruction is left to the interpreter")
     process.end()
 

@@ -23,9 +23,7 @@ _NICE = 3
 
 def answer(maker: ObjectMaker, request: Request) -> Answer | Untranslated:
     """Translate the region at a request's entry."""
-    region = find_region(
-        request.entry, request.code_at, request.code, request.most_instructions, frozenset(request.known)
-    )
+    region = find_region(request.entry, request.code_at, request.code, request.most_instructions)
     if region is None:
         return Untranslated("its first instruction is left to the interpreter")
     try:

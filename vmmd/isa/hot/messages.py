@@ -53,25 +53,23 @@ class Request:
         code_at: where `code` lies in guest-physical memory.
         code: the bytes around the entry.
         most_instructions: the region's size at most.
-        known: where blocks of other regions begin.
     """
 
     entry: int
     code_at: int
     code: bytes
     most_instructions: int
-    known: tuple[int, ...]
 
     def pack(self) -> bytes:
         """Return it as bytes."""
-        return _pack(self.entry, self.code_at, self.most_instructions, len(self.known), *self.known) + self.code
+        return _pack(self.entry, self.code_at, self.most_instructions) + self.code
 
     @classmethod
     def unpack(cls, message: bytes) -> Request:
         """Take it apart."""
         reader = _Reader(message)
         entry, code_at, most_instructions = reader.numbers(3)
-        return cls(entry, code_at, most_instructions=most_instructions, known=reader.counted(), code=reader.rest())
+        return cls(entry, code_at, reader.rest(), most_instructions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,6 @@ LEFT = frozenset({Format.PORT_IN, Format.PORT_OUT, Format.CSR, Format.CSR_IMMEDI
 JUMPS = frozenset({Format.BRANCH, Format.JAL, Format.JALR})
 """Formats that end a block."""
 
-_AGAIN = 3
-"""What an instruction counts that another region has. Where regions had none of others' code, guests went from one to
-the next too often; where it counted once, the same code was translated many times."""
-
 _LINKS = frozenset({1, 5})
 """The registers that hold a return address by convention, ra and t0."""
 
@@ -81,7 +77,6 @@ def find_region(
     code_at: int,
     code: bytes,
     most_instructions: int = MOST_INSTRUCTIONS,
-    known: frozenset[int] = frozenset(),
 ) -> Region | None:
     """Return the region at an entry, or None where its first instruction is none that is translated.
 
@@ -90,9 +85,8 @@ def find_region(
         code_at: where `code` lies in guest-physical memory.
         code: the bytes around the entry, as far as they may be looked at.
         most_instructions: its size at most; no more than `MOST_INSTRUCTIONS`.
-        known: where blocks of other regions begin; what is in them counts `_AGAIN` times.
     """
-    search = _Search(code_at, code, min(most_instructions, MOST_INSTRUCTIONS), known)
+    search = _Search(code_at, code, min(most_instructions, MOST_INSTRUCTIONS))
     search.follow(entry)
     if entry not in search.rows:
         return None
@@ -104,10 +98,8 @@ def find_region(
 
 
 class _Search:
-    def __init__(self, code_at: int, code: bytes, most_instructions: int, known: frozenset[int]) -> None:
+    def __init__(self, code_at: int, code: bytes, most_instructions: int) -> None:
         self._most_instructions = most_instructions
-        self._known = known
-        self._cost = 0
         self._code_at = code_at
         self._code = code
         self.rows: dict[int, tuple[Instruction, int]] = {}
@@ -121,14 +113,12 @@ class _Search:
         waiting = deque([entry])
         while waiting:
             pc = waiting.popleft()
-            cost = 1
             while True:
-                cost = _AGAIN if pc in self._known else cost
                 if pc in self.rows:
                     # Another way has been here already.
                     self._leaders.add(pc)
                     break
-                if not self._take(pc, cost):
+                if not self._take(pc):
                     break
                 if self.rows[pc][0].format in JUMPS:
                     after = self._ways_on(pc)
@@ -137,9 +127,9 @@ class _Search:
                     break
                 pc = pc + 4 & U64
 
-    def _take(self, pc: int, cost: int) -> bool:
+    def _take(self, pc: int) -> bool:
         offset = pc - self._code_at
-        if self._cost + cost > self._most_instructions or not 0 <= offset <= len(self._code) - 4 or pc & 3:
+        if len(self.rows) >= self._most_instructions or not 0 <= offset <= len(self._code) - 4 or pc & 3:
             return False
         word = int.from_bytes(self._code[offset : offset + 4], "little")
         row = translatable(word)
@@ -147,7 +137,6 @@ class _Search:
             self.stops.add(pc)
             return False
         self.rows[pc] = row, word
-        self._cost += cost
         return True
 
     def _ways_on(self, pc: int) -> tuple[int, ...]:

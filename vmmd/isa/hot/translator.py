@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import NamedTuple
 
 from vmmd.isa.context import SAMPLE_EXIT, Context
@@ -24,6 +23,7 @@ from vmmd.isa.hot.messages import Answer, Request, Untranslated
 from vmmd.isa.hot.process import ANSWER_S, Gone, TranslatingProcess
 from vmmd.isa.hot.regions import MOST_INSTRUCTIONS, translatable
 from vmmd.isa.hot.table import Extents, RegionTable, Translated
+from vmmd.isa.hot.wanted import Wanted, Wish
 from vmmd.memory import access
 from vmmd.memory.view import Run, View
 
@@ -36,11 +36,7 @@ MOST_ENTRIES = 8192
 _HOT = 4
 """How many samples of an address a region is asked for at."""
 
-_AGAIN = 64
-"""How many times that it takes for an address that was asked for before: its bytes may have changed."""
-
 _MOST_VERSIONS = 16
-_MOST_COUNTED = 1 << 14
 _BEFORE_BYTES, _BEHIND_BYTES = 4 << 10, 12 << 10
 """How much code before and behind an entry is looked at."""
 
@@ -113,20 +109,17 @@ class Translator:
     ) -> None:
         self.table = RegionTable(is_forced=is_forced)
         self._on_failure = on_failure
-        self._hot = hot
         self._most_instructions = most_instructions
         self._arena_bytes = arena_bytes
         self._process = TranslatingProcess(answer_s)
         self._stats = TranslationStats()
-        # What is hot, under a lock that workers share.
+        self._wanted = Wanted(hot)
+        # What there is, under a lock that workers share.
         self._lock = threading.Lock()
-        self._heat: Counter[int] = Counter()
         self._regions: list[_Region] = []
-        self._waited_for: set[int] = set()
         # Where machine code goes, for whoever serves.
         self._serving = threading.Lock()
         self._arena: Arena | None = None
-        self._wanted: SimpleQueue[Request | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_closed = threading.Event()
 
@@ -142,7 +135,7 @@ class Translator:
     def close(self) -> None:
         """End the process and the thread. Regions that are there stay."""
         self._is_closed.set()
-        self._wanted.put(None)
+        self._wanted.close()
         # Whoever waits for its answer sees it end.
         self._process.kill()
         with self._lock:
@@ -156,29 +149,16 @@ class Translator:
     def note(self, context: Context, view: View) -> None:
         """Take the samples of a context that has this view, and ask for what has become hot."""
         record = context.record
-        samples = record.samples[: record.sample_count]
+        samples = Counter(record.samples[: record.sample_count])
         record.sample_count = 0
-        with self._lock:
-            hot = [sample for sample in samples if self._heats(sample & ~3)]
-        for sample in hot:
-            self._ask_for(sample & ~3, view, is_exit=sample & 3 == SAMPLE_EXIT)
+        for sample in self._wanted.count(samples):
+            wish = self._wish(sample & ~3, view, is_exit=sample & 3 == SAMPLE_EXIT)
+            if wish is not None:
+                self._wanted.put(wish)
+                self._start()
 
-    def _heats(self, pc: int) -> bool:
-        """Count a sample, and tell whether a region is to be asked for."""
-        if len(self._heat) > _MOST_COUNTED:
-            self._heat.clear()
-        self._heat[pc] += 1
-        if self._heat[pc] < self._hot:
-            return False
-        # The next time that it is asked for, something has changed or nothing helps.
-        self._heat[pc] = -_AGAIN * self._hot
-        return True
-
-    def _ask_for(self, pc: int, view: View, *, is_exit: bool) -> None:
-        request = self._want(pc, view, is_exit=is_exit)
-        if request is None:
-            return
-        self._wanted.put(request)
+    def _start(self) -> None:
+        """Start the thread, if it does not run."""
         with self._lock:
             if self._thread is None and not self._is_closed.is_set():
                 self._thread = threading.Thread(target=self._work, name="vmmd-translator", daemon=True)
@@ -190,19 +170,16 @@ class Translator:
         Raises:
             Gone: the translating process failed.
         """
+        wish = self._wish(pc, view, is_exit=True)
+        if wish is None:
+            return False
         with self._serving:
-            request = self._want(pc, view, is_exit=True)
-            if request is None:
-                return False
             table = self.table
-            self._serve(request)
+            self._serve(wish)
             return self.table is not table
 
-    def _want(self, pc: int, view: View, *, is_exit: bool) -> Request | None:
-        """Return the request for a region, with the code around it; None where that is of no use.
-
-        A loop that is inside of a region will be met there, and only what regions are left for gets one of its own.
-        """
+    def _wish(self, pc: int, view: View, *, is_exit: bool) -> Wish | None:
+        """Return the wish for a region, with the code around it; None where none can be or is to be made."""
         there = view.find(pc)
         if there is None or there.piece is None or not _is_translatable(there):
             return None
@@ -210,28 +187,32 @@ class Translator:
         run = view.find(start)
         if run is None or run.piece is None:
             return None
-        code = access.load(run, min(run.size, pc - start + _BEHIND_BYTES))
+        wish = Wish(pc, start, access.load(run, min(run.size, pc - start + _BEHIND_BYTES)), is_exit)
+        return wish if self._request(wish) is not None else None
+
+    def _request(self, wish: Wish) -> Request | None:
+        """Return what the process is asked for a wish; None where that is of no use by what there is now.
+
+        A loop that is inside of a region will be met there, and only what regions are left for gets one of its own.
+        """
+        pc = wish.pc
         with self._lock:
-            if pc in self._waited_for:
-                return None
-            same = [region for region in self._regions if region.is_in(start, code)]
-            if any(pc in (region.entries if is_exit else region.blocks) for region in same):
-                return None
+            same = [region for region in self._regions if region.is_in(wish.code_at, wish.code)]
             versions = sum(pc in region.entries for region in self._regions)
-            if versions >= _MOST_VERSIONS and not self.table.is_forced:
-                return None
-            self._waited_for.add(pc)
-        known = {block for region in same for block in region.blocks}
-        return Request(pc, start, code, self._most_instructions, tuple(known))
+        if any(pc in (region.entries if wish.is_exit else region.blocks) for region in same):
+            return None
+        if versions >= _MOST_VERSIONS and not self.table.is_forced:
+            return None
+        return Request(pc, wish.code_at, wish.code, self._most_instructions)
 
     # On the translator's thread.
 
     def _work(self) -> None:
         pause_s = _FIRST_PAUSE_S
-        while (request := self._wanted.get()) is not None and not self._is_closed.is_set():
+        while (wish := self._wanted.take()) is not None:
             try:
                 with self._serving:
-                    self._serve(request)
+                    self._serve(wish)
                 pause_s = _FIRST_PAUSE_S
             except (Gone, OSError) as failure:
                 if self._is_closed.is_set():
@@ -245,21 +226,18 @@ class Translator:
         stats = self._stats
         self._stats = stats._replace(**{name: getattr(stats, name) + by for name, by in more.items()})
 
-    def _serve(self, request: Request) -> None:
+    def _serve(self, wish: Wish) -> None:
         """Have one region translated, and make it part of the table.
 
         Raises:
             Gone: the process has failed; what was wanted is dropped, for it may be the reason.
         """
+        # It may have become part of one that was made while it waited.
+        request = self._request(wish)
+        if request is None:
+            return
         start = time.monotonic_ns()
-        try:
-            if request.entry in self._entries_in(request):
-                # It has become one of a region that was asked for before.
-                return
-            answer = self._process.ask(request)
-        finally:
-            with self._lock:
-                self._waited_for.discard(request.entry)
+        answer = self._process.ask(request)
         self._count(translating_ns=time.monotonic_ns() - start)
         if isinstance(answer, Untranslated):
             self._count(refused=1)
