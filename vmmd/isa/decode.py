@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from vmmd.isa.instructions import INSTRUCTIONS, Instruction
 
@@ -23,19 +23,17 @@ def bits_of(key: int) -> int:
     return key & 0x7F | (key & 0x380) << 5 | (key & 0x400) << 15 | (key & 0x800) << 19
 
 
+@cache
 def candidates(key: int) -> tuple[Instruction, ...]:
-    """Return the rows that a word of that key can be."""
+    """Return the rows that a word of that key can be; found when first asked, for most keys are no instruction's."""
     bits = bits_of(key)
     return tuple(row for row in INSTRUCTIONS if not (row.match ^ bits) & row.mask & KEY_MASK)
-
-
-_CANDIDATES = [candidates(key) for key in range(KEYS)]
 
 
 @lru_cache(maxsize=4096)
 def decode(word: int) -> Instruction | None:
     """Return the row that `word` is, or None."""
-    for row in _CANDIDATES[key_of(word)]:
+    for row in candidates(key_of(word)):
         if word & row.mask == row.match:
             return row
     return None
