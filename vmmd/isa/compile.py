@@ -13,6 +13,8 @@ Requests and the budget are looked at whenever a chunk of instructions is used u
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from llvmlite import ir
 
 from vmmd.isa.arithmetic import I1, I8, I32, I64, number
@@ -107,51 +109,21 @@ def _define_translate(parts: Parts, bisect: ir.Function) -> None:
             b.store(code.entry(far, name), code.entry_field(near, name))
         b.ret(near)
     nothing = function.append_basic_block("nothing")
-
-    def require(truth: ir.Value) -> None:
-        after = function.append_basic_block("found")
-        b.cbranch(truth, after, nothing)
-        b.position_at_end(after)
-
-    def search(base: ir.Value, count: ir.Value, stride: int, key: ir.Value) -> ir.Value:
-        found = b.call(bisect, [b.inttoptr(base, PTR), count, number(stride), key])
-        require(b.icmp_unsigned("!=", found, NULL))
-        return found
-
-    chunk = search(code.get("directory"), code.get("chunks"), CHUNK_RECORD.size, gpa)
-    slot = search(code.word(chunk, 1), code.word(chunk, 2), SLOT_RECORD.size, gpa)
-    slot_gpa, slot_size, slot_hva, flags, log, slot_id = (code.word(slot, index) for index in range(6))
-    offset = b.sub(gpa, slot_gpa)
-    require(b.icmp_unsigned("<", offset, slot_size))
-    require(b.icmp_unsigned("==", b.and_(flags, refused_flags), number(0)))
-    hva = b.add(slot_hva, offset)
-    piece = search(code.get("pieces"), code.get("piece_count"), PIECE_RECORD.size, hva)
-    piece_hva, piece_size, piece_host, touched, mapping_offset = (code.word(piece, index) for index in range(5))
-    piece_offset = b.sub(hva, piece_hva)
-    require(b.icmp_unsigned("<", piece_offset, piece_size))
-    before, after = b.alloca(I64), b.alloca(I64)
-    b.store(code.smaller(offset, piece_offset), before)
-    b.store(code.smaller(b.sub(slot_size, offset), b.sub(piece_size, piece_offset)), after)
-    with b.if_then(b.icmp_unsigned("!=", touched, number(0))):
-        low, high = _touched_run(code, touched, b.add(mapping_offset, piece_offset))
-        require(b.icmp_unsigned("!=", high, number(0)))
-        b.store(code.smaller(b.load(before, typ=I64), low), before)
-        b.store(code.smaller(b.load(after, typ=I64), high), after)
-    host_here = b.add(piece_host, piece_offset)
+    host, before, after, slot = _search_view(code, bisect, gpa, refused_flags, nothing)
     watched = b.alloca(I64)
     b.store(number(0), watched)
     with b.if_then(b.icmp_unsigned("!=", refused_flags, number(0))):
-        avoid_watched_pages(code, host_here, before, after, watched)
+        avoid_watched_pages(code, host, before, after, watched)
     back, ahead, page = (b.load(place, typ=I64) for place in (before, after, watched))
     filled = {
         "gpa": b.sub(gpa, back),
         "size": b.add(back, ahead),
-        "host": b.sub(host_here, back),
-        "log": log,
-        "log_gpa": slot_gpa,
-        "slot": slot_id,
+        "host": b.sub(host, back),
+        "log": slot.log,
+        "log_gpa": slot.gpa,
+        "slot": slot.id,
         "code": page,
-        "watched": b.or_(log, page),
+        "watched": b.or_(slot.log, page),
     }
     for name, value in filled.items():
         b.store(value, code.entry_field(near, name))
@@ -159,6 +131,59 @@ def _define_translate(parts: Parts, bisect: ir.Function) -> None:
     b.ret(near)
     b.position_at_end(nothing)
     b.ret(NULL)
+
+
+class _Slot(NamedTuple):
+    """The words of a slot's record."""
+
+    gpa: ir.Value
+    size: ir.Value
+    hva: ir.Value
+    flags: ir.Value
+    log: ir.Value
+    id: ir.Value
+
+
+def _search_view(
+    code: Code, bisect: ir.Function, gpa: ir.Value, refused_flags: ir.Value, nothing: ir.Block
+) -> tuple[ir.Value, ir.Value, ir.Value, _Slot]:
+    """Search slots and mappings for an address; go to `nothing` where it has no host memory, or the slot refuses.
+
+    Returns its host address, the places of two values, how many bytes before and from there are of the same slot and
+    mapping and touched, and the slot.
+    """
+    b = code.b
+
+    def require(truth: ir.Value) -> None:
+        found = b.append_basic_block("found")
+        b.cbranch(truth, found, nothing)
+        b.position_at_end(found)
+
+    def search(base: ir.Value, count: ir.Value, stride: int, key: ir.Value) -> ir.Value:
+        found = b.call(bisect, [b.inttoptr(base, PTR), count, number(stride), key])
+        require(b.icmp_unsigned("!=", found, NULL))
+        return found
+
+    chunk = search(code.get("directory"), code.get("chunks"), CHUNK_RECORD.size, gpa)
+    record = search(code.word(chunk, 1), code.word(chunk, 2), SLOT_RECORD.size, gpa)
+    slot = _Slot(*(code.word(record, index) for index in range(len(_Slot._fields))))
+    offset = b.sub(gpa, slot.gpa)
+    require(b.icmp_unsigned("<", offset, slot.size))
+    require(b.icmp_unsigned("==", b.and_(slot.flags, refused_flags), number(0)))
+    hva = b.add(slot.hva, offset)
+    piece = search(code.get("pieces"), code.get("piece_count"), PIECE_RECORD.size, hva)
+    piece_hva, piece_size, piece_host, touched, mapping_offset = (code.word(piece, index) for index in range(5))
+    piece_offset = b.sub(hva, piece_hva)
+    require(b.icmp_unsigned("<", piece_offset, piece_size))
+    before, after = b.alloca(I64), b.alloca(I64)
+    b.store(code.smaller(offset, piece_offset), before)
+    b.store(code.smaller(b.sub(slot.size, offset), b.sub(piece_size, piece_offset)), after)
+    with b.if_then(b.icmp_unsigned("!=", touched, number(0))):
+        low, high = _touched_run(code, touched, b.add(mapping_offset, piece_offset))
+        require(b.icmp_unsigned("!=", high, number(0)))
+        b.store(code.smaller(b.load(before, typ=I64), low), before)
+        b.store(code.smaller(b.load(after, typ=I64), high), after)
+    return b.add(piece_host, piece_offset), before, after, slot
 
 
 def _touched_run(code: Code, touched: ir.Value, offset: ir.Value) -> tuple[ir.Value, ir.Value]:
