@@ -1,8 +1,8 @@
 """Who finds out what is hot, has it translated, and hands out the table of what there is.
 
-Workers note the jump targets that their vCPUs met; what was met often is asked of the translating process, on a thread
-of its own. Nothing waits for it: until its answer is there, and where there is none, the interpreter goes on. When the
-process fails it is left alone for a while, each time for twice as long.
+Workers note the jump targets that their vCPUs met; of what was met often the hottest is asked of the translating
+process first, on a thread of its own. Nothing waits for it: until its answer is there, and where there is none, the
+interpreter goes on. When the process fails it is left alone for a while, each time for twice as long.
 
 Regions belong to no VM: they are entered wherever the same bytes are at the same address.
 """

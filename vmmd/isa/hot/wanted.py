@@ -1,8 +1,7 @@
 """What is hot and waits to be translated, the hottest first.
 
 Workers count the jump targets that their vCPUs met, and put what was met often in line, with the code around it; the
-translator's thread takes from it. What waits is counted on, so whatever guests come to most often is next: with a queue
-in the order of asking, the loop that a guest spent its time in waited behind what had led up to it.
+translator's thread takes from it. What waits is counted on, so whatever guests come to most often is next.
 
 Nothing here knows what a region is. The line is short and holds copies of guest code, never a view.
 """
