@@ -1,5 +1,7 @@
+import copy
 import errno
 import inspect
+import pickle
 
 import pytest
 
@@ -107,3 +109,29 @@ def test_every_exception_stands_in_the_drawn_tree_in_its_place():
     for name, kind in inspect.getmembers(errors, inspect.isclass):
         if issubclass(kind, VmmdError) and kind.__module__ == errors.__name__ and kind is not VmmdError:
             assert indents[name] == indents[kind.__mro__[1].__name__] + 4, name
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        rpc_error(errno.ESTALE, "moved on", {"errno": "ESTALE", "generation": 7}),
+        rpc_error(-32602, "wrong"),
+        errors.SlotTaken("taken", 3),
+        errors.Misaligned("crooked", "by", 5),
+        errors.UnsendableParam("vm.run", "data", "it is text"),
+        errors.TurnTimeout("a hold", 2.5),
+        errors.UnusableToken("it is empty"),
+        errors.HttpRefused("no", 401),
+        errors.Disconnected("gone", 1009),
+        errors.VersionMismatch(13, 12),
+        errors.TransactionRefused(1, "delete slot 0", "nothing was done", rolled_back=True),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_goes_to_another_process_with_its_fields(error: VmmdError):
+    error.outcome = errors.Outcome.NOTHING_DONE
+    error.add_note("while testing")
+    for copied in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301 -- our own bytes
+        assert type(copied) is type(error)
+        assert str(copied) == str(error)
+        assert vars(copied) == vars(error)

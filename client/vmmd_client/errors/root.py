@@ -1,6 +1,7 @@
 """The root of the tree, what became of a transaction, and arguments of the library's own."""
 
 import enum
+from typing import Any
 
 
 class Outcome(enum.Enum):
@@ -20,6 +21,10 @@ class VmmdError(Exception):
 
     outcome: Outcome | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Have a copy, also one that goes to another process, keep every field: an exception's own way is its text."""
+        return _as_it_was, (type(self), self.args), self.__dict__
+
 
 class UnusableArgument(VmmdError, ValueError):
     """An argument of the library itself that cannot be meant, as a time of no length. Nothing was sent.
@@ -38,3 +43,8 @@ class UnusableToken(UnusableArgument):
 
     def __init__(self, problem: str) -> None:
         super().__init__("token", problem)
+
+
+def _as_it_was(kind: type[VmmdError], args: tuple[Any, ...]) -> VmmdError:
+    """Make an exception without asking its class for it; its fields are set behind this."""
+    return kind.__new__(kind, *args)
