@@ -276,3 +276,24 @@ async def test_a_token_goes_in_utf_8(server: Server, twin: str, route: str):
 async def test_a_large_body_goes_without_a_complaint(server: Server, twin: str, route: str):
     async with connect(twin, unix(server, route)) as vmmd:
         assert await vmmd.do("call", "any", data="x" * (3 << 19)) == 12
+
+
+async def test_a_time_of_centuries_is_a_time(server: Server, twin: str, route: str):
+    async with connect(twin, unix(server, route), timeout_s=1e11) as vmmd:
+        assert await vmmd.do("kvm.get_api_version") == 12
+
+
+async def test_a_connection_that_ends_before_its_websocket_is_open_has_carried_nothing(
+    tmp_path: Path, twin: str, route: str
+):
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    path = tmp_path / "s"
+    async with await asyncio.start_unix_server(hang_up, path):
+        vmmd = connect(twin, f"{'unix' if route == 'http' else 'ws+unix'}://{path}")
+        events = await vmmd.do("events")
+        with pytest.raises(ConnectError, match="before the WebSocket was open"):
+            await events.do("receive", 1.0)
+        await vmmd.do("aclose" if twin == "async" else "close")

@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 import vmmd_client
 from vmmd_client import (
+    CallTimeout,
     ClientClosed,
     ConnectError,
     Deadlock,
@@ -20,6 +23,7 @@ from vmmd_client import (
     HoldFailed,
     Interrupted,
     KickTimeout,
+    Outcome,
     RangeOverlap,
     sync,
 )
@@ -326,9 +330,24 @@ def test_a_client_of_an_earlier_event_loop_says_what_to_do(each_url: str):
     async def close() -> None:
         await vmmd.aclose()
 
+    async def delete(vm: vmmd_client.Vm) -> None:
+        async with vm.transaction() as change:
+            change.delete(0)
+
+    async def with_a_slot() -> vmmd_client.Vm:
+        vm = await vmmd.kvm.create_vm()
+        memory = await vm.map_host_memory(PAGE)
+        await vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=PAGE, userspace_addr=memory)
+        await vm.slot_table()
+        return vm
+
     loop = asyncio.new_event_loop()
     try:
         assert loop.run_until_complete(ask()) == 12
+        vm = loop.run_until_complete(with_a_slot())
+        with pytest.raises(ForeignEventLoop) as caught:
+            asyncio.run(delete(vm))
+        assert caught.value.outcome is Outcome.NOTHING_DONE
         with pytest.raises(ForeignEventLoop, match=r"connect inside each asyncio\.run"):
             asyncio.run(ask())
         with pytest.raises(ForeignEventLoop):
@@ -349,3 +368,13 @@ def test_an_advance_that_takes_too_long_ends_at_its_deadline(each_url: str):
         with pytest.raises(KickTimeout, match="deadline_ms"):
             vm.with_timeout(20).advance(1 << 50, deadline_ms=50)
         vm.destroy()
+
+
+def test_each_thread_has_its_own_time_while_the_first_one_opens_the_websocket(tmp_path: Path):
+    with socket.socket(socket.AF_UNIX) as stopped, ThreadPoolExecutor() as threads:
+        stopped.bind(str(tmp_path / "stopped"))
+        stopped.listen(8)
+        vmmd = sync.connect(f"ws+unix://{tmp_path}/stopped", timeout_s=0.05)
+        asked = [threads.submit(vmmd.daemon.get_info) for _ in range(4)]
+        assert {type(call.exception()) for call in asked} == {CallTimeout}
+        vmmd.close()

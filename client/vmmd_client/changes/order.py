@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from vmmd.api.types import U32_MAX
+
 from ..errors import (
     BadVm,
     HoldConflict,
@@ -74,8 +76,9 @@ def check_wait_ms(wait_ms: object) -> None:
     Raises:
         OutOfRange: it is no number of milliseconds.
     """
-    if not isinstance(wait_ms, int) or isinstance(wait_ms, bool) or wait_ms < 0:
-        raise OutOfRange(f"wait_ms is {wait_ms!r}; give a whole number of milliseconds, from 0", "wait_ms", wait_ms)
+    if not isinstance(wait_ms, int) or isinstance(wait_ms, bool) or not 0 <= wait_ms <= U32_MAX:
+        problem = f"wait_ms is {wait_ms!r}; give a whole number of milliseconds, from 0 to {U32_MAX}"
+        raise OutOfRange(problem, "wait_ms", wait_ms)
 
 
 def refusal(order: Order, error: RpcError, outcome: str) -> VmmdError:

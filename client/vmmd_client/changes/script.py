@@ -9,7 +9,15 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ..errors import ConnectError, ConnectTimeout, HttpRefused, ProtocolError, RpcError, TransportError
+from ..errors import (
+    ConnectError,
+    ConnectTimeout,
+    ForeignEventLoop,
+    HttpRefused,
+    ProtocolError,
+    RpcError,
+    TransportError,
+)
 from ..wire.protocol import Call
 
 T = TypeVar("T")
@@ -77,7 +85,7 @@ def advance(
         return Ended(end.value)
 
 
-NOT_SENT = (ConnectError, ConnectTimeout, HttpRefused)
+NOT_SENT = (ConnectError, ConnectTimeout, ForeignEventLoop, HttpRefused)
 """With these nothing was executed."""
 
 LOST = (TransportError, ProtocolError)

@@ -85,6 +85,10 @@ class Address:
         """Say that no connection came about in its time."""
         return f"{self.url} took no connection within {timeout_s:g} s; is the daemon stopped?"
 
+    def no_websocket(self, reason: str) -> str:
+        """Say that the connection went before it was a WebSocket."""
+        return f"{self.url} ended the connection before the WebSocket was open ({reason}); nothing was sent on it"
+
     def no_answer(self, timeout_s: float) -> str:
         """Say that the answer did not come in its time."""
         return f"{self.url} did not answer within {round(timeout_s, 2):g} s; whether the call was executed is not known"

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 
 from vmmd.api.methods import METHODS
+from vmmd.api.types import U32_MAX
 
 from ..errors import ProtocolError, RpcError, UnsendableParam, rpc_error
 
@@ -54,10 +55,10 @@ class Call(Generic[T_co]):
         """How long the daemon may rightly take by the call's `deadline_ms`, `wait_ms` or `timeout_ms`, in seconds."""
         deadline_ms = self.params.get("deadline_ms")
         if isinstance(deadline_ms, int):
-            return deadline_ms / 1000
+            return min(deadline_ms, U32_MAX) / 1000
         waits = (self.params.get(name) for name in ("wait_ms", "timeout_ms"))
-        # What is no number is for the daemon to refuse.
-        return sum(wait for wait in waits if isinstance(wait, int)) / 1000
+        # What is no number, or too large a one, is for the daemon to refuse.
+        return sum(min(wait, U32_MAX) for wait in waits if isinstance(wait, int)) / 1000
 
     @property
     def is_repeatable(self) -> bool:

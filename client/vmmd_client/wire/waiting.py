@@ -1,4 +1,4 @@
-"""The library's own waits, which are an event loop's here and a thread's in `sync.waiting`."""
+"""The library's own waits, which are an event loop's here and a thread's in `sync.wire.waiting`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -46,6 +46,8 @@ async def open_link(session: aiohttp.ClientSession, address: Address) -> "Socket
         raise ConnectTimeout(address.no_connection(CONNECT_TIMEOUT_S)) from None
     except aiohttp.ClientConnectorError as error:
         raise ConnectError(address.no_listener(error.os_error.strerror or str(error))) from None
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise ConnectError(address.no_websocket(str(error))) from None
     except aiohttp.ClientError as error:
         raise TransportError(f"{address.url} could not be asked for a WebSocket: {error}") from None
     return SocketLink(socket, address)

@@ -16,6 +16,9 @@ from ...errors import CallTimeout, ConnectError, ConnectTimeout, Disconnected
 from ...wire.address import Address, authorization
 from ...wire.limits import CONNECT_TIMEOUT_S
 
+LONGEST_WAIT_S = 2_000_000.0
+"""The longest wait of one step, in seconds, some 23 days: poll(2) takes no more milliseconds than an int has."""
+
 
 class Deadline:
     """When something has to be over."""
@@ -30,7 +33,7 @@ class Deadline:
         self._end = None if timeout_s is None else time.monotonic() + timeout_s
 
     def left_s(self) -> float | None:
-        """Give the seconds that are left; None: as many as it takes.
+        """Give the seconds that are left, LONGEST_WAIT_S at most; None: as many as it takes.
 
         Raises:
             TimeoutError: none are.
@@ -40,21 +43,21 @@ class Deadline:
         left = self._end - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        return left
+        return min(left, LONGEST_WAIT_S)
 
 
-def open_socket(address: Address) -> socket.socket:
+def open_socket(address: Address, timeout_s: float = CONNECT_TIMEOUT_S) -> socket.socket:
     """Connect to an address.
 
     Raises:
         ConnectError: nobody listens there.
-        ConnectTimeout: the connection did not come about in CONNECT_TIMEOUT_S.
+        ConnectTimeout: the connection did not come about in its time.
     """
     try:
         if address.socket_path is not None:
             opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                opened.settimeout(CONNECT_TIMEOUT_S)
+                opened.settimeout(timeout_s)
                 opened.connect(address.socket_path)
             except BaseException:
                 opened.close()
@@ -62,11 +65,11 @@ def open_socket(address: Address) -> socket.socket:
             return opened
         parts = urlsplit(address.rpc_url)
         host, port = parts.hostname or "", parts.port or (443 if address.tls else 80)
-        opened = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
+        opened = socket.create_connection((host, port), timeout_s)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return ssl.create_default_context().wrap_socket(opened, server_hostname=host) if address.tls else opened
     except TimeoutError:
-        raise ConnectTimeout(address.no_connection(CONNECT_TIMEOUT_S)) from None
+        raise ConnectTimeout(address.no_connection(timeout_s)) from None
     except OSError as error:
         raise ConnectError(address.no_listener(error.strerror or str(error))) from None
 

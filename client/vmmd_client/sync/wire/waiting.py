@@ -1,4 +1,4 @@
-"""The library's own waits, for a thread: the twin of `vmmd_client.waiting`."""
+"""The library's own waits, for a thread: the twin of `vmmd_client.wire.waiting`."""
 
 import contextlib
 import threading

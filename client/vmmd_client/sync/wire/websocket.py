@@ -1,8 +1,8 @@
 """Calls by a WebSocket at /ws for threads: one connection for all of a client's calls, which run side by side.
 
-It behaves as `vmmd_client.websocket` does. A thread of its own reads the answers for as long as the connection stands;
-it is a daemon thread, so a client that nobody closes keeps no program from ending. wsproto has WebSocket's rules, here
-are the socket and the locks.
+It behaves as `vmmd_client.wire.websocket` does. A thread of its own reads the answers for as long as the connection
+stands; it is a daemon thread, so a client that nobody closes keeps no program from ending. wsproto has WebSocket's
+rules, here are the socket and the locks.
 """
 
 import concurrent.futures
@@ -50,18 +50,28 @@ _READ_BYTES = 1 << 16
 _CLOSED_MEANWHILE = "this client was closed while the call was under way; whether it was executed is not known"
 
 
-def open_link(address: Address, headers: Mapping[str, bytes]) -> "SocketLink":
+def open_link(address: Address, headers: Mapping[str, bytes], wait_s: float | None = None) -> "SocketLink":
     """Open a WebSocket.
+
+    Args:
+        address: where.
+        headers: what goes along.
+        wait_s: how long it may take, in seconds, where that is less than CONNECT_TIMEOUT_S.
 
     Raises:
         TransportError: it was not opened.
     """
-    link = SocketLink(open_socket(address), address)
+    timeout_s = CONNECT_TIMEOUT_S if wait_s is None else min(wait_s, CONNECT_TIMEOUT_S)
+    deadline = Deadline(timeout_s)
+    link = SocketLink(open_socket(address, timeout_s), address)
     try:
-        link.shake_hands(headers)
+        link.shake_hands(headers, deadline)
     except CallTimeout:
         link.close()
-        raise ConnectTimeout(address.no_connection(CONNECT_TIMEOUT_S)) from None
+        raise ConnectTimeout(address.no_connection(timeout_s)) from None
+    except Disconnected as error:
+        link.close()
+        raise ConnectError(address.no_websocket(str(error))) from None
     except BaseException:
         link.close()
         raise
@@ -90,7 +100,7 @@ class SocketLink:
         """Whether it was closed from this side."""
         return self._closed
 
-    def shake_hands(self, headers: Mapping[str, bytes]) -> None:
+    def shake_hands(self, headers: Mapping[str, bytes], deadline: Deadline) -> None:
         """Have the server make a WebSocket of the connection.
 
         Raises:
@@ -99,7 +109,6 @@ class SocketLink:
             Disconnected: it hung up.
         """
         extra = [(name.encode(), value) for name, value in headers.items()]
-        deadline = Deadline(CONNECT_TIMEOUT_S)
         self._send(Request(host=self._address.authority, target="/ws", extra_headers=extra))
         refusal, body = None, b""
         while True:
@@ -201,9 +210,11 @@ class WebSocketTransport:
         if self._address.tls:
             raise ConnectError(f"{url}: threads cannot share a WebSocket over TLS; give https:// in place of wss://")
         self._headers = header_bytes(token)
+        # Whoever opens the connection for the calls keeps others from doing so, and nobody from closing the client.
+        self._opening = threading.Lock()
+        self._connection: _Connection | None = None
         # Guards what follows.
         self._lock = threading.Lock()
-        self._connection: _Connection | None = None
         self._links: list[SocketLink] = []
         self._closed = False
 
@@ -213,37 +224,49 @@ class WebSocketTransport:
     def exchange(self, question: Question, timeout_s: float) -> bytes:
         """Send one message and give the one that answers it; see `Transport.exchange`."""
         deadline = Deadline(timeout_s)
-        connection = self._connected()
         with told_as_ours(self._address, deadline):
-            return connection.exchange(question, deadline)
+            return self._connected(deadline).exchange(question, deadline)
 
     def link(self) -> SocketLink:
         """Open another WebSocket; see `Transport.link`."""
-        with self._lock:
-            return self._open()
+        return self._open()
 
     def close(self) -> None:
         """Close every connection; idempotent. Calls under way are ClientClosed."""
         with self._lock:
             self._closed = True
             links, self._links = self._links, []
-            self._connection = None
         for link in links:
             link.close()
 
-    def _connected(self) -> "_Connection":
-        with self._lock:
+    def _connected(self, deadline: Deadline) -> "_Connection":
+        if not self._opening.acquire(timeout=deadline.left_s() or -1):
+            raise TimeoutError
+        try:
             if self._connection is None or self._connection.lost is not None:
-                self._connection = _Connection(self._open())
+                self._connection = _Connection(self._open(deadline.left_s()))
             return self._connection
+        except ConnectTimeout:
+            # It is the call's own time that is up, if it is.
+            deadline.left_s()
+            raise
+        finally:
+            self._opening.release()
 
-    def _open(self) -> SocketLink:
+    def _open(self, wait_s: float | None = None) -> SocketLink:
+        self._refuse_if_closed()
+        link = open_link(self._address, self._headers, wait_s)
+        with self._lock:
+            if not self._closed:
+                self._links = [other for other in self._links if not other.closed]
+                self._links.append(link)
+                return link
+        link.close()
+        raise ClientClosed(self._address.closed())
+
+    def _refuse_if_closed(self) -> None:
         if self._closed:
             raise ClientClosed(self._address.closed())
-        link = open_link(self._address, self._headers)
-        self._links = [other for other in self._links if not other.closed]
-        self._links.append(link)
-        return link
 
 
 class _Connection:
