@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from vmmd_client import Disconnected, HoldConflict, ProtocolError, UnusableArgument
+from vmmd_client import (
+    CallTimeout,
+    ConnectError,
+    Disconnected,
+    HoldConflict,
+    ProtocolError,
+    TransportError,
+    UnusableArgument,
+)
 from vmmd_client.local_daemon import local_daemon
 from vmmd_client.testing import Fault, MemoryDaemon
 
@@ -111,3 +119,25 @@ async def _advance_when_free(vm: Driven) -> Any:
             return await vm.do("advance", 5, wait_ms=5_000)
         except HoldConflict:
             continue
+
+
+@pytest.mark.parametrize("kind", [ConnectError, CallTimeout])
+async def test_what_a_listener_met_elsewhere_is_told_as_it_is_and_has_nothing_sent_again(
+    daemon: MemoryDaemon, twin: str, kind: type[TransportError]
+):
+    daemon.tell_progress("vm.advance", (10, 100))
+
+    def listen(done: int, total: int) -> None:
+        raise kind(f"another daemon is not there, at {done} of {total}")
+
+    async with client(daemon, twin) as vmmd:
+        with pytest.raises(kind, match=r"^another daemon is not there, at 10 of 100$"):
+            await (await vmmd.do("vm", "vm1")).do("advance", 100, progress=listen)
+    assert [call.method for call in daemon.calls].count("vm.advance") == 1
+
+
+async def test_a_deadline_that_is_weeks_away_is_waited_for_as_any_other(twin: str):
+    async with local_daemon() as url, connect(twin, url) as vmmd:
+        vm = await vmmd.do("kvm.create_vm", execution="cooperative")
+        advanced = await vm.do("advance", 5, deadline_ms=2**32 - 1, progress=lambda done, total: None)
+        assert advanced.ended_by == "idle"

@@ -111,7 +111,10 @@ class Channel:
         if progress is not None and not callable(progress):
             raise UnusableArgument("progress", f"a function of (done, total) is wanted, and not {progress!r}")
         question = self.dialogue.ask(call)
-        answer = await self._exchange(question, self._timeout_s + call.allowed_wait_s, progress)
+        try:
+            answer = await self._exchange(question, self._timeout_s + call.allowed_wait_s, progress)
+        except _RaisedByListener as raised:
+            raise raised.error from raised.error.__cause__
         reply = Reply(call)
         reply.settle(question.outcomes(answer)[0])
         return reply.result()
@@ -186,6 +189,14 @@ class Channel:
         await self._transport.aclose()
 
 
+class _RaisedByListener(Exception):  # noqa: N818 -- it reaches nobody
+    """Carries a listener's error past those who would take it for one of this call's own connection."""
+
+    def __init__(self, error: TransportError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 def _tell(told: dict[str, Any], progress: Progress) -> None:
     """Hand on a notification of how far a call is; others are a later daemon's."""
     if told["method"] != "progress":
@@ -197,7 +208,10 @@ def _tell(told: dict[str, Any], progress: Progress) -> None:
         raise ProtocolError(
             f"a word of progress has another shape (a daemon of another version?): {problems}"
         ) from None
-    progress(now.done, now.total)
+    try:
+        progress(now.done, now.total)
+    except TransportError as error:
+        raise _RaisedByListener(error) from error
 
 
 def _left_s(deadline: float) -> float:

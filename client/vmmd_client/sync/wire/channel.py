@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from ...errors import CallTimeout, TransportError, UnusableArgument, VmmdError
 from ...wire import calls
-from ...wire.channel import Progress, Reply, _left_s, _tell
+from ...wire.channel import Progress, Reply, _left_s, _RaisedByListener, _tell
 from ...wire.limits import DEFAULT_TIMEOUT_S
 from ...wire.protocol import Call, Dialogue, Question, T, notification
 from ...wire.retry import DEFAULT_ATTEMPTS, delays_s, may_repeat
@@ -66,7 +66,10 @@ class Channel:
         if progress is not None and not callable(progress):
             raise UnusableArgument("progress", f"a function of (done, total) is wanted, and not {progress!r}")
         question = self.dialogue.ask(call)
-        answer = self._exchange(question, self._timeout_s + call.allowed_wait_s, progress)
+        try:
+            answer = self._exchange(question, self._timeout_s + call.allowed_wait_s, progress)
+        except _RaisedByListener as raised:
+            raise raised.error from raised.error.__cause__
         reply = Reply(call)
         reply.settle(question.outcomes(answer)[0])
         return reply.result()
