@@ -8,6 +8,7 @@ A checker of types tells them apart by `isinstance`, and by `type`: behind `even
 `HoldExpiredEvent`.
 """
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from .errors import (
     Disconnected,
     ProtocolError,
     UnusableArgument,
+    VmmdError,
 )
 from .wire import calls
 from .wire.channel import Channel, Reply
@@ -95,6 +97,7 @@ class Events:
         self._came: deque[AnyEvent] = deque()
         self._begun = False
         self._ended = False
+        self._is_read = False
 
     def __repr__(self) -> str:
         return f"Events(vm={self._vm!r}, place={self._place})"
@@ -113,6 +116,7 @@ class Events:
 
         Raises:
             UnusableArgument: the time is no number.
+            VmmdError: somebody else is receiving; nothing was taken from them.
             CallTimeout: none came in time; the iterator stands and may be asked again.
             ClientClosed: the iterator, or its client, was closed.
             TransportError: the connection was lost, and not made anew in time; the iterator may be asked again.
@@ -120,8 +124,17 @@ class Events:
             RpcError: the daemon refused the subscription.
         """
         self._refuse_if_ended()
-        if not isinstance(timeout_s, int | float | None):
+        if not isinstance(timeout_s, int | float | None) or (timeout_s is not None and math.isnan(timeout_s)):
             raise UnusableArgument("timeout_s", f"a number of seconds is wanted, or None, and not {timeout_s!r}")
+        if self._is_read:
+            raise VmmdError("these events have a reader, who is receiving; give each reader an iterator of its own")
+        self._is_read = True
+        try:
+            return await self._next(timeout_s)
+        finally:
+            self._is_read = False
+
+    async def _next(self, timeout_s: float | None) -> AnyEvent:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._came:
             link = self._link or await self._subscribed(deadline)

@@ -1,3 +1,4 @@
+import asyncio
 import subprocess
 import sys
 import typing
@@ -18,6 +19,7 @@ from vmmd_client import (
     Place,
     ProtocolError,
     UnusableArgument,
+    VmmdError,
 )
 from vmmd_client.testing import Fault, MemoryDaemon
 
@@ -248,6 +250,16 @@ async def test_a_time_without_an_event_is_told_as_that(daemon: MemoryDaemon, twi
             await events.do("receive", 0.01)
 
 
+async def test_a_second_reader_is_refused_and_takes_nothing_from_the_first(daemon: MemoryDaemon, twin: str):
+    async with client(daemon, twin) as vmmd, await events_of(vmmd) as events:
+        readers = {asyncio.create_task(received(events)) for _ in range(2)}
+        [refused], [reader] = await asyncio.wait(readers, return_when=asyncio.FIRST_COMPLETED)
+        with pytest.raises(VmmdError, match="iterator of its own"):
+            await refused
+        daemon.emit("vm.started", "vm1")
+        assert (await reader).vm == "vm1"
+
+
 async def test_a_number_is_no_place_and_a_text_no_time(daemon: MemoryDaemon, twin: str):
     async with client(daemon, twin) as vmmd:
         with pytest.raises(UnusableArgument, match=r"Place\(5\)") as caught:
@@ -256,6 +268,8 @@ async def test_a_number_is_no_place_and_a_text_no_time(daemon: MemoryDaemon, twi
         events = await events_of(vmmd)
         with pytest.raises(UnusableArgument, match="timeout_s"):
             await events.do("receive", "3")
+        with pytest.raises(UnusableArgument, match="timeout_s"):
+            await events.do("receive", float("nan"))
         await events_of(vmmd, since=Place(5))
 
 

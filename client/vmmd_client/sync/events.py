@@ -10,6 +10,7 @@ A checker of types tells them apart by `isinstance`, and by `type`: behind `even
 
 # Made of ../events.py by `python -m tests.client.twin`: change that one.
 
+import math
 import time
 from collections import deque
 from types import TracebackType
@@ -25,6 +26,7 @@ from ..errors import (
     Disconnected,
     ProtocolError,
     UnusableArgument,
+    VmmdError,
 )
 from ..events import RECONNECT_DELAYS_S, RECONNECT_TIMEOUT_S, AnyEvent, Place, read_event
 from ..wire import calls
@@ -55,6 +57,7 @@ class Events:
         self._came: deque[AnyEvent] = deque()
         self._begun = False
         self._ended = False
+        self._is_read = False
 
     def __repr__(self) -> str:
         return f"Events(vm={self._vm!r}, place={self._place})"
@@ -73,6 +76,7 @@ class Events:
 
         Raises:
             UnusableArgument: the time is no number.
+            VmmdError: somebody else is receiving; nothing was taken from them.
             CallTimeout: none came in time; the iterator stands and may be asked again.
             ClientClosed: the iterator, or its client, was closed.
             TransportError: the connection was lost, and not made anew in time; the iterator may be asked again.
@@ -80,8 +84,17 @@ class Events:
             RpcError: the daemon refused the subscription.
         """
         self._refuse_if_ended()
-        if not isinstance(timeout_s, int | float | None):
+        if not isinstance(timeout_s, int | float | None) or (timeout_s is not None and math.isnan(timeout_s)):
             raise UnusableArgument("timeout_s", f"a number of seconds is wanted, or None, and not {timeout_s!r}")
+        if self._is_read:
+            raise VmmdError("these events have a reader, who is receiving; give each reader an iterator of its own")
+        self._is_read = True
+        try:
+            return self._next(timeout_s)
+        finally:
+            self._is_read = False
+
+    def _next(self, timeout_s: float | None) -> AnyEvent:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._came:
             link = self._link or self._subscribed(deadline)
