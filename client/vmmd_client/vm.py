@@ -16,6 +16,7 @@ from .changes.dirty_log import DirtyLog
 from .changes.hold import Hold
 from .changes.shared_vm import forget_vm, shared_vm
 from .changes.transaction import DEFAULT_WAIT_MS, Transaction
+from .errors import VmmdError
 from .events import Events, Place
 from .slots.memslots import Memslot, SlotMap, SlotTable, with_call
 from .vcpu import Vcpu
@@ -110,8 +111,9 @@ class Vm(VmMemory):
     async def slot_table(self) -> SlotTable:
         """Give the slot table as this client knows it; fetched where it does not.
 
-        Another client's changes are not seen here; a transaction notices them by the generation, raises
-        StaleGeneration, and the next call of this method fetches anew.
+        Another client's changes are not seen here, nor those of a batch or of `Client.call`. A transaction notices them
+        by the generation, and raises StaleGeneration, or a PlanError for what the known table has no room for; after
+        any error in its block the next call of this method fetches anew.
         """
         return self.shared.table if self.shared.table is not None else await self.get_memory_regions()
 
@@ -217,7 +219,12 @@ class Vm(VmMemory):
             KvmError: the hold had failed; the first error inside it, and all is rolled back.
             HoldFailed: the hold has ended already.
         """
-        return await self._channel.send(calls.resume_all_kicked_vcpus(self.id, hold))
+        try:
+            return await self._channel.send(calls.resume_all_kicked_vcpus(self.id, hold))
+        except VmmdError:
+            # What was changed inside is perhaps undone, and the known table has it.
+            self.forget_slot_table()
+            raise
 
     def hold(self, *, wait_ms: int = DEFAULT_WAIT_MS, lease_ms: int | None = None) -> Hold:
         """Open a hold for a block: `async with vm.hold() as hold`.

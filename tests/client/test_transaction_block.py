@@ -11,6 +11,7 @@ from vmmd_client import (
     Client,
     HoldConflict,
     InvalidArgument,
+    InvalidParams,
     MemFlag,
     OutOfRange,
     RangeOverlap,
@@ -183,3 +184,54 @@ async def test_while_somebody_is_held_a_fetch_waits_its_turn_and_keeps_what_it_h
         with pytest.raises(HoldConflict):
             await vm.dirty.fetch(wait_ms=0)
     assert list(await vm.dirty.fetch()) == [PAGE]
+
+
+async def test_a_block_that_failed_for_what_others_have_changed_sees_it_at_the_next_try(
+    there: tuple[Client, Wire], vm: Vm
+):
+    _, wire = there
+    others = another_client(wire).vm(vm.id)
+    memory = (await vm.slot_table()).slots[3].userspace_addr
+
+    async def delete_theirs() -> None:
+        async with vm.transaction() as t:
+            t.delete(9)
+
+    async def take_the_place_of_3() -> None:
+        async with vm.transaction() as t:
+            t.create(guest_phys_addr=16 * PAGE, memory_size=PAGE, userspace_addr=memory)
+
+    async with others.transaction() as t:
+        t.create(9, guest_phys_addr=40 * PAGE, memory_size=PAGE, userspace_addr=memory)
+    with pytest.raises(UnknownSlot):
+        await delete_theirs()
+    await delete_theirs()
+    others.forget_slot_table()
+    async with others.transaction() as t:
+        t.delete(3)
+    with pytest.raises(RangeOverlap):
+        await take_the_place_of_3()
+    await take_the_place_of_3()
+    assert await map_of(vm) == {0: (0, 4, 0), 1: (4, 8, 0), 2: (16, 17, 0)}
+
+
+async def test_the_known_table_forgets_what_a_hold_by_name_has_undone(vm: Vm):
+    await vm.slot_table()
+    await vm.kick_all_running_vcpus("mine")
+    await vm.set_user_memory_region(3, guest_phys_addr=0, memory_size=0, userspace_addr=0, hold="mine")
+    with pytest.raises(InvalidArgument):
+        await vm.set_user_memory_region(4, guest_phys_addr=1, memory_size=PAGE, userspace_addr=0, hold="mine")
+    with pytest.raises(InvalidArgument):
+        await vm.resume_all_kicked_vcpus("mine")
+    assert await vm.slot_table() == await vm.get_memory_regions()
+
+
+@pytest.mark.parametrize("wait_ms", [1 << 32, 10**400])
+async def test_a_wait_longer_than_the_wire_has_is_refused_and_nothing_else_happens(vm: Vm, wait_ms: int):
+    for refused in (vm.transaction, vm.hold):
+        with pytest.raises(OutOfRange, match="from 0 to 4294967295"):
+            refused(wait_ms=wait_ms)
+    with pytest.raises(OutOfRange, match="from 0 to 4294967295"):
+        await vm.dirty.fetch(wait_ms=wait_ms)
+    with pytest.raises(InvalidParams, match="wait_ms"):
+        await vm.read_guest_memory(0, 1, wait_ms=wait_ms)

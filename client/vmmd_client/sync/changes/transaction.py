@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from ...changes.commit import commit, dry_run
 from ...changes.order import Order, TransactionResult, check_wait_ms
-from ...errors import BadVm, Outcome, VmmdError
+from ...errors import BadVm, Outcome, PlanError, VmmdError
 from ...slots.draft import Draft
 from ...slots.memslots import Memslot, SlotMap, SlotTable
 from ...slots.plan import Plan
@@ -143,6 +143,9 @@ class Transaction:
         try:
             if error is None and self._table is not None:
                 self._commit(self._table)
+            elif error is not None:
+                # Perhaps others have changed the map: another try of the same block is to see it as it is.
+                self._vm.forget_slot_table()
         finally:
             self._end()
 
@@ -151,7 +154,11 @@ class Transaction:
             self._vm.shared.turn.give_back()
 
     def _commit(self, table: SlotTable) -> None:
-        plan = self.plan()
+        try:
+            plan = self.plan()
+        except PlanError:
+            self._vm.forget_slot_table()
+            raise
         if not plan.steps:
             self._result = TransactionResult(table.generation, None, None, ())
             return
