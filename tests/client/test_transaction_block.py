@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -235,3 +236,30 @@ async def test_a_wait_longer_than_the_wire_has_is_refused_and_nothing_else_happe
         await vm.dirty.fetch(wait_ms=wait_ms)
     with pytest.raises(InvalidParams, match="wait_ms"):
         await vm.read_guest_memory(0, 1, wait_ms=wait_ms)
+
+
+async def test_a_reader_whose_answer_is_late_puts_no_older_table_in_the_place_of_a_newer_one(
+    there: tuple[Client, Wire], vm: Vm, monkeypatch: pytest.MonkeyPatch
+):
+    _, wire = there
+    carry = wire.carry
+    answered, changed = asyncio.Event(), asyncio.Event()
+
+    async def carry_late(body: bytes) -> bytes:
+        answer = await carry(body)
+        if b'"vm.get_memory_regions"' in body:
+            answered.set()
+            await changed.wait()
+        return answer
+
+    await vm.slot_table()
+    monkeypatch.setattr(wire, "carry", carry_late)
+    reader = asyncio.create_task(vm.get_memory_regions())
+    await answered.wait()
+    async with vm.transaction() as t:
+        t.delete(3)
+    changed.set()
+    assert sorted((await reader).slots) == [0, 1, 3]
+    async with vm.transaction() as t:
+        t.delete(1)
+    assert await map_of(vm) == {0: (0, 4, 0)}

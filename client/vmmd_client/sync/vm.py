@@ -103,6 +103,7 @@ class Vm(VmMemory):
 
     def get_memory_regions(self) -> SlotTable:
         """Fetch the slot table from the daemon."""
+        known = self.shared.table
         reply = self._channel.send(calls.get_memory_regions(self.id))
         slots = {
             region.slot: Memslot(
@@ -110,8 +111,11 @@ class Vm(VmMemory):
             )
             for region in reply.regions
         }
-        self.shared.table = SlotTable(reply.generation, slots)
-        return self.shared.table
+        table = SlotTable(reply.generation, slots)
+        # Who has changed the map meanwhile knows it better than an answer that may be older.
+        if self.shared.table is known:
+            self.shared.table = table
+        return table
 
     def slot_table(self) -> SlotTable:
         """Give the slot table as this client knows it; fetched where it does not.
