@@ -9,7 +9,7 @@ import threading
 
 from ...errors import ClientClosed, Disconnected, HttpRefused
 from ...wire.address import Address
-from ...wire.limits import MAX_CONNECTIONS
+from ...wire.limits import CONNECT_TIMEOUT_S, MAX_CONNECTIONS
 from ...wire.protocol import Question
 from .sockets import Deadline, end_socket, header_bytes, is_stale, open_socket, told_as_ours
 from .websocket import SocketLink, open_link
@@ -49,7 +49,7 @@ class HttpTransport:
             if not self._free.acquire(timeout=deadline.left_s()):
                 raise TimeoutError
         try:
-            connection = self._connection()
+            connection = self._connection(deadline)
             is_kept = False
             try:
                 status, answer, is_kept = self._post(connection, question.body, deadline)
@@ -107,15 +107,19 @@ class HttpTransport:
             response.close()
             return response.status, b"".join(parts), not response.will_close
 
-    def _connection(self) -> http.client.HTTPConnection:
-        """Give an idle connection, or a new one."""
+    def _connection(self, deadline: Deadline) -> http.client.HTTPConnection:
+        """Give an idle connection, or a new one, which may take no longer than the call."""
         self._refuse_if_closed()
         while (kept := self._kept()) is not None:
             if kept.sock is not None and not is_stale(kept.sock):
                 return self._used(kept)
             kept.close()
+        with told_as_ours(self._address, deadline):
+            left_s = deadline.left_s()
         connection = http.client.HTTPConnection(self._address.authority)
-        connection.sock = open_socket(self._address)
+        connection.sock = open_socket(
+            self._address, CONNECT_TIMEOUT_S if left_s is None else min(left_s, CONNECT_TIMEOUT_S)
+        )
         return self._used(connection)
 
     def _used(self, connection: http.client.HTTPConnection) -> http.client.HTTPConnection:

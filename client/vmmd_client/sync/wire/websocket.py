@@ -40,7 +40,7 @@ from ...wire.address import Address
 from ...wire.limits import CONNECT_TIMEOUT_S, MAX_MESSAGE_BYTES
 from ...wire.multiplex import Waiters
 from ...wire.protocol import Question
-from .sockets import Deadline, header_bytes, open_socket, told_as_ours, wait_readable
+from .sockets import Deadline, end_socket, header_bytes, open_socket, told_as_ours, wait_readable
 
 STEP_TIMEOUT_S = 30.0
 """How long the daemon may take to take one message, in seconds."""
@@ -186,9 +186,10 @@ class SocketLink:
                 self._socket.sendall(self._protocol.send(event))
             except WebSocketError as error:
                 raise Disconnected(self._address.hung_up(str(error))) from None
-            except TimeoutError:
-                # A half of a message may be on its way: nothing else can follow it.
-                self._socket.close()
+            except BaseException:
+                # Whatever it was, the thread's KeyboardInterrupt too: a half of a message may be on its way, and
+                # nothing else can follow it.
+                end_socket(self._socket)
                 raise
 
 
