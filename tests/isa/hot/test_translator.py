@@ -160,6 +160,20 @@ def test_when_the_arena_is_full_all_is_forgotten_and_made_again(cache_dir: Path)
         engine.close()
 
 
+def test_more_programs_at_one_address_than_are_kept_are_translated_too(cache_dir: Path) -> None:
+    with machine_on(cache_dir) as (engine, _):
+        for number in range(18):
+            # Each VM has another program where the others have theirs.
+            machine = bare_machine(engine, assemble(f"1: addi a2, a2, {number}\n addi a0, a0, 1\n j 1b").code)
+            record = machine.context.record
+            while engine.translations.translated <= number:
+                record.budget = 300_000
+                assert run(engine, machine.context, machine.view) is Stop.BUDGET
+            assert record.x[12] == number * record.x[10]
+        # The oldest made way.
+        assert engine.translations.entries == 16
+
+
 @pytest.mark.parametrize(
     "message", [b"", b"short", bytes(8), (9).to_bytes(8, "little"), (1).to_bytes(8, "little") + b"\xff" * 8]
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from vmmd.isa.hot.arena import Arena
@@ -84,6 +84,11 @@ class RegionTable:
         table._begin(arena, self.regions, self.shift, self._records.raw)
         table._add(more)
         return table
+
+    def without(self, addresses: Container[int]) -> RegionTable:
+        """Return the table without the regions whose machine code is at some addresses."""
+        kept = [region for region in self.regions if region.address not in addresses]
+        return RegionTable(self._arena, kept, is_forced=self.is_forced)
 
     def _add(self, more: Sequence[Translated]) -> None:
         mask = (1 << 64 - self.shift) - 1

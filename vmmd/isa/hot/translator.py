@@ -37,6 +37,9 @@ _HOT = 4
 """How many samples of an address a region is asked for at."""
 
 _MOST_VERSIONS = 16
+"""Regions that are entered at one address at most: a search compares one after the other. The oldest makes way, since
+programs of any number of VMs begin at the same addresses."""
+
 _BEFORE_BYTES, _BEHIND_BYTES = 4 << 10, 12 << 10
 """How much code before and behind an entry is looked at."""
 
@@ -67,8 +70,9 @@ class TranslationStats(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Region:
-    """A region as it is looked for: its entries and blocks by their addresses, and the bytes that it was made of."""
+    """A region as it is looked for: where its machine code is, its entries and blocks, and what it was made of."""
 
+    address: int
     entries: frozenset[int]
     blocks: frozenset[int]
     extents: Extents
@@ -198,10 +202,7 @@ class Translator:
         pc = wish.pc
         with self._lock:
             same = [region for region in self._regions if region.is_in(wish.code_at, wish.code)]
-            versions = sum(pc in region.entries for region in self._regions)
         if any(pc in (region.entries if wish.is_exit else region.blocks) for region in same):
-            return None
-        if versions >= _MOST_VERSIONS and not self.table.is_forced:
             return None
         return Request(pc, wish.code_at, wish.code, self._most_instructions)
 
@@ -252,17 +253,29 @@ class Translator:
 
     def _install(self, answer: Answer, request: Request) -> None:
         # An entry that another region has already stays that one's.
-        entries = [entry for entry in answer.entries if entry not in self._entries_in(request)]
+        taken = self._entries_in(request)
+        entries = [entry for entry in answer.entries if entry not in taken]
         arena, address = self._place(answer.code, len(entries))
+        self._make_way(entries)
         extents = []
         for gpa, size in answer.extents:
             offset = gpa - request.code_at
             extents.append((gpa, request.code[offset : offset + size]))
         with self._lock:
-            self._regions.append(_Region(frozenset(entries), frozenset(answer.blocks), tuple(extents)))
+            self._regions.append(_Region(address, frozenset(entries), frozenset(answer.blocks), tuple(extents)))
         self.table = self.table.with_regions(arena, Translated.of(entries, address, extents))
         self._count(translated=1)
         self._stats = self._stats._replace(entries=len(self.table.regions), code_bytes=arena.used)
+
+    def _make_way(self, entries: list[int]) -> None:
+        """Forget the oldest region of each entry that has too many."""
+        with self._lock:
+            having = ([region.address for region in self._regions if entry in region.entries] for entry in entries)
+            oldest = {addresses[0] for addresses in having if len(addresses) >= _MOST_VERSIONS}
+            if oldest:
+                self._regions = [region for region in self._regions if region.address not in oldest]
+        if oldest:
+            self.table = self.table.without(oldest)
 
     def _place(self, code: bytes, entries: int) -> tuple[Arena, int]:
         """Put machine code into the arena, or into a new one where that is full; return it, and the address.
