@@ -173,6 +173,7 @@ class Context:
         "_generation",
         "_published",
         "_regions",
+        "_regions_number",
         "address",
         "breakpoints_leave",
         "clock",
@@ -200,6 +201,7 @@ class Context:
         self.clock = clock
         self.breakpoints_leave = False
         self._regions: RegionTable | None = None
+        self._regions_number = 0  # of the table that was taken last
         self._generation = -1  # of the slot table in the view that was taken last
         self._published = published  # compiled code reads the word for as long as it has the record
         self.record.published = ctypes.addressof(published)
@@ -222,16 +224,22 @@ class Context:
             self.end_reservation()
 
     def take_regions(self, table: RegionTable | None) -> None:
-        """Enter the regions of a table from now on, or none; the context keeps the table alive."""
+        """Enter the regions of a table from now on, or none; the context keeps the table until it gives it back."""
         record = self.record
-        if table is not self._regions:
-            self._regions = table
+        self._regions = table
+        number = table.number if table is not None else 0
+        if number != self._regions_number:
+            self._regions_number = number
             record.regions, record.region_shift = (table.address, table.shift) if table is not None else (0, 0)
             record.forced = table is not None and table.is_forced
             record.skip, record.pause = 0, 1
             record.jump_count = JUMPS  # what is in the jump cache is not of this table
         if record.forced:
             record.seek, record.last_pc = U64, NO_JUMP
+
+    def give_regions_back(self) -> None:
+        """Keep the table that was taken no longer; another is taken before guest mode is entered again."""
+        self._regions = None
 
     def end_reservation(self) -> None:
         """End the reservation of an lr, if there is one."""

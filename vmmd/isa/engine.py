@@ -152,6 +152,7 @@ class CompiledEngine:
             table = translator.table
             context.take_regions(table)
             stop = Stop(self._native.run(context.address))
+            context.give_regions_back()
             if context.record.sample_count >= _SAMPLES_AT_ONCE:
                 translator.note(context, view)
             if stop is not Stop.UNTRANSLATED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,8 +71,6 @@ def test_a_loop_that_runs_often_is_translated_and_runs_on_to_the_instruction(cac
         stats = engine.translations
         assert stats.entries >= 1
         assert stats.code_bytes > 0
-        table = machine.context._regions
-        go_on(engine, machine, lambda: machine.context._regions is not table)
         go_on(engine, machine, lambda: machine.context.record.jump_count > 0)
 
 
@@ -172,6 +171,24 @@ def test_more_programs_at_one_address_than_are_kept_are_translated_too(cache_dir
             assert record.x[12] == number * record.x[10]
         # The oldest made way.
         assert engine.translations.entries == 16
+
+
+def test_a_vcpu_that_does_not_run_keeps_no_old_table(cache_dir: Path) -> None:
+    with machine_on(cache_dir) as (engine, machine):
+        translator, record = engine.translator, machine.context.record
+        assert translator is not None
+        arena = Arena(1 << 16)
+        used = weakref.ref(arena)
+        translator.table = RegionTable(arena)
+        del arena
+        record.budget = 10
+        assert run(engine, machine.context, machine.view) is Stop.BUDGET
+        assert used() is not None
+        translator.table = RegionTable()
+        assert used() is None
+        record.budget = 10
+        assert run(engine, machine.context, machine.view) is Stop.BUDGET
+        assert record.retired == 20
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """The table of translated regions as compiled code reads it: a value that never changes.
 
 It owns what it points at: whoever holds a table can run every region in it. A context takes the newest one before it
-enters guest mode, as it takes a view.
+enters guest mode, as it takes a view, and gives it back behind that: idle vCPUs keep no old ones.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import struct
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from vmmd.memory.limits import U64
 _RECORD = struct.Struct(f"<{RECORD_WORDS}Q")
 _EXTENT = struct.Struct(f"<{EXTENT_WORDS}Q")
 _SMALLEST_BITS = 6
+_numbers = itertools.count(1)
 
 Extents = tuple[tuple[int, bytes], ...]
 """Guest code as (guest-physical address, bytes)."""
@@ -52,13 +54,14 @@ class RegionTable:
     """Entries of regions by pc; several may have the same, made of other bytes.
 
     Attributes:
+        number: what tells it from every other table; 0 is none's.
         regions: the entries.
         address: host address of the records.
         shift: 64 less the binary logarithm of their number.
         is_forced: whether contexts that take it run in regions alone, and stop wherever there is none.
     """
 
-    __slots__ = ("_arena", "_records", "address", "is_forced", "regions", "shift")
+    __slots__ = ("_arena", "_records", "address", "is_forced", "number", "regions", "shift")
 
     def __init__(
         self, arena: Arena | None = None, regions: Sequence[Translated] = (), *, is_forced: bool = False
@@ -69,6 +72,7 @@ class RegionTable:
         self._add(regions)
 
     def _begin(self, arena: Arena | None, regions: tuple[Translated, ...], shift: int, records: bytes) -> None:
+        self.number = next(_numbers)
         self._arena = arena
         self.regions = regions
         self.shift = shift
