@@ -122,6 +122,56 @@ def test_without_executable_memory_the_guest_runs_on(cache_dir: Path, monkeypatc
         assert "Operation not permitted" in told.wait()
 
 
+def test_without_a_thread_for_the_translator_guests_run_on_and_it_is_tried_again(
+    cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    told = Told()
+    with machine_on(cache_dir, told) as (engine, machine):
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refused)
+            go_on(engine, machine, lambda: bool(told.sentences))
+        assert "can't start new thread" in told.wait()
+        assert engine.translations.failures >= 1
+        go_on(engine, machine, lambda: engine.translations.translated > 0)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()], ids=["thread", "memory"])
+def test_what_a_request_lacks_is_told_and_the_translator_goes_on(
+    error: Exception, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise error
+
+    told = Told()
+    where = (threading.Timer, "start") if isinstance(error, RuntimeError) else (Arena, "put")
+    with machine_on(cache_dir, told) as (engine, machine):
+        with monkeypatch.context() as patch:
+            patch.setattr(*where, refused)
+            go_on(engine, machine, lambda: bool(told.sentences))
+        assert (str(error) or "MemoryError") in told.wait()
+        assert engine.translations.failures == 1
+        go_on(engine, machine, lambda: engine.translations.translated > 0)
+
+
+def test_a_translator_that_was_closed_starts_no_process(cache_dir: Path) -> None:
+    with machine_on(cache_dir) as (engine, machine):
+        assert engine.translator is not None
+        engine.close()
+        with pytest.raises(translating.Gone, match="closed"):
+            engine.translator.translate_now(0, machine.view)
+        assert engine.translator.process_id is None
+
+
+def test_a_process_whose_daemon_has_gone_ends_quietly() -> None:
+    process, connection = translating.TranslatingProcess()._running()
+    connection.send_bytes(REQUEST.pack())
+    connection.close()
+    assert process.wait(60) == 0
+
+
 def test_a_failed_process_is_started_again_for_the_next_region() -> None:
     process = translating.TranslatingProcess()
     assert isinstance(process.ask(REQUEST), Answer)

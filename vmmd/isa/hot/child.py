@@ -43,9 +43,9 @@ def main() -> None:
     while True:
         try:
             request = Request.unpack(connection.recv_bytes(MOST_BYTES))
-        except (EOFError, ConnectionResetError):
+            connection.send_bytes(answer(maker, request).pack())
+        except (EOFError, ConnectionError):
             return
-        connection.send_bytes(answer(maker, request).pack())
 
 
 if __name__ == "__main__":

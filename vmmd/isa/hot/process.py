@@ -32,6 +32,9 @@ class TranslatingProcess:
         self.answer_s = answer_s
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        # Held while one is started, so that who closes this meanwhile finds it.
+        self._starting = threading.Lock()
+        self._is_closed = False
 
     @property
     def pid(self) -> int | None:
@@ -51,13 +54,17 @@ class TranslatingProcess:
             raise Gone(f"the translating process cannot be started: {error}") from None
         # It may stop in the middle of an answer too, so it is not enough to wait for the beginning of one.
         too_late = threading.Timer(self.answer_s, process.kill)
-        too_late.start()
+        try:
+            too_late.start()
+        except RuntimeError as error:
+            raise Gone(f"nobody watches over the translating process: {error}") from None
         try:
             connection.send_bytes(request.pack())
             answer = unpack_answer(connection.recv_bytes(MOST_BYTES))
             if isinstance(answer, Answer):
                 answer.check(request)
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, MemoryError) as error:
+            # Whatever it may still say would be taken for the answer to the next request.
             self.end()
             raise Gone(f"the translating process failed with exit status {process.returncode}: {error!r}") from None
         finally:
@@ -70,6 +77,12 @@ class TranslatingProcess:
         if process is not None:
             process.kill()
 
+    def close(self) -> None:
+        """Have it end now, as `kill` does, and start no other."""
+        with self._starting:
+            self._is_closed = True
+            self.kill()
+
     def end(self) -> None:
         """End it, if it runs, and wait until it has."""
         process, connection = self._process, self._connection
@@ -81,16 +94,23 @@ class TranslatingProcess:
             process.wait()
 
     def _running(self) -> tuple[subprocess.Popen[bytes], Connection]:
-        if self._process is None or self._connection is None:
-            ours, theirs = multiprocessing.Pipe()
-            with theirs:
-                # In a process group of its own: what a terminal sends to the daemon is for the daemon to handle.
-                self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and a module of ours
-                    [sys.executable, "-P", "-m", "vmmd.isa.hot.child", str(theirs.fileno())],
-                    pass_fds=(theirs.fileno(),),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-            self._connection = ours
-        return self._process, self._connection
+        with self._starting:
+            if self._is_closed:
+                raise Gone("the translator is closed")
+            if self._process is None or self._connection is None:
+                self._process, self._connection = _start()
+            return self._process, self._connection
+
+
+def _start() -> tuple[subprocess.Popen[bytes], Connection]:
+    ours, theirs = multiprocessing.Pipe()
+    with theirs:
+        # In a process group of its own: what a terminal sends to the daemon is for the daemon to handle.
+        process = subprocess.Popen(  # noqa: S603 - this interpreter, and a module of ours
+            [sys.executable, "-P", "-m", "vmmd.isa.hot.child", str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    return process, ours

@@ -141,7 +141,7 @@ class Translator:
         self._is_closed.set()
         self._wanted.close()
         # Whoever waits for its answer sees it end.
-        self._process.kill()
+        self._process.close()
         with self._lock:
             thread = self._thread
         if thread is not None:
@@ -157,16 +157,26 @@ class Translator:
         record.sample_count = 0
         for sample in self._wanted.count(samples):
             wish = self._wish(sample & ~3, view, is_exit=sample & 3 == SAMPLE_EXIT)
-            if wish is not None:
+            # A wish that nobody would take is dropped, and comes again where the address is met much more often.
+            if wish is not None and self._start():
                 self._wanted.put(wish)
-                self._start()
 
-    def _start(self) -> None:
-        """Start the thread, if it does not run."""
+    def _start(self) -> bool:
+        """Start the thread, if it does not run; tell whether it does."""
         with self._lock:
-            if self._thread is None and not self._is_closed.is_set():
-                self._thread = threading.Thread(target=self._work, name="vmmd-translator", daemon=True)
-                self._thread.start()
+            if self._thread is not None or self._is_closed.is_set():
+                return self._thread is not None
+            thread = threading.Thread(target=self._work, name="vmmd-translator", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._count(failures=1)
+                failure = f"the translator cannot be started: {error}; guests are interpreted"
+            else:
+                self._thread = thread
+                return True
+        self._on_failure(failure)
+        return False
 
     def translate_now(self, pc: int, view: View) -> bool:
         """Have what is at a pc translated, and wait for it; False where there is nothing to be had.
@@ -215,11 +225,12 @@ class Translator:
                 with self._serving:
                     self._serve(wish)
                 pause_s = _FIRST_PAUSE_S
-            except (Gone, OSError) as failure:
+            except (Gone, OSError, MemoryError) as failure:
                 if self._is_closed.is_set():
                     return
                 self._count(failures=1)
-                self._on_failure(f"{failure}; guests are interpreted, and the next is started in {pause_s:.0f} s")
+                why = str(failure) or type(failure).__name__
+                self._on_failure(f"{why}; guests are interpreted, and the next is started in {pause_s:.0f} s")
                 self._is_closed.wait(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
