@@ -250,7 +250,7 @@ def test_a_message_that_is_no_answer_is_refused(message: bytes) -> None:
 
 
 def test_an_answer_comes_back_as_it_was_and_must_be_of_its_request() -> None:
-    answer = Answer((0x1000, 0x1004), (0x1000,), ((0x1000, 12),), b"\xc3")
+    answer = Answer((0x1000, 0x1004), (0x1000, 0x1004), ((0x1000, 12),), b"\xc3")
     assert unpack_answer(answer.pack()) == answer
     answer.check(REQUEST)
     for wrong in (
@@ -258,6 +258,10 @@ def test_an_answer_comes_back_as_it_was_and_must_be_of_its_request() -> None:
         Answer((0x1000,), (0x1000,), ((0x1000, 16),), b"\xc3"),
         Answer((0x1000,), (0x1000,), ((0xFFC, 4),), b"\xc3"),
         Answer((0x1000,), (0x1000,), ((0x1000, 12),), b""),
+        Answer((0x1000, 0x1004), (0x1000,), ((0x1000, 12),), b"\xc3"),
+        Answer((0x1000, 0x1000), (0x1000,), ((0x1000, 12),), b"\xc3"),
+        Answer((0x1000,), (0x1000, 0x100C), ((0x1000, 12),), b"\xc3"),
+        Answer((0x1000,), (0x1000, 0x1002), ((0x1000, 12),), b"\xc3"),
     ):
         with pytest.raises(ValueError, match="an answer"):
             wrong.check(REQUEST)

@@ -114,6 +114,11 @@ class Answer:
         if request.entry not in self.entries or not self.code:
             raise ValueError(f"an answer has no code for {request.entry:#x}")
         end = request.code_at + len(request.code)
+        blocks = set(self.blocks)
+        if not all(request.code_at <= pc < end and pc % 4 == 0 for pc in blocks):
+            raise ValueError("an answer has blocks where it was not asked for any")
+        if len(set(self.entries)) != len(self.entries) or not blocks.issuperset(self.entries):
+            raise ValueError("an answer has entries that are no blocks, or one of them twice")
         for gpa, size in self.extents:
             if not (request.code_at <= gpa < gpa + size <= end) or size % 4 or gpa % 4:
                 raise ValueError(f"an answer was made of {size} bytes at {gpa:#x}, which were not asked for")
