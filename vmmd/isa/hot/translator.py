@@ -211,8 +211,8 @@ class Translator:
         """
         pc = wish.pc
         with self._lock:
-            same = [region for region in self._regions if region.is_in(wish.code_at, wish.code)]
-        if any(pc in (region.entries if wish.is_exit else region.blocks) for region in same):
+            there = [region for region in self._regions if pc in (region.entries if wish.is_exit else region.blocks)]
+        if any(region.is_in(wish.code_at, wish.code) for region in there):
             return None
         return Request(pc, wish.code_at, wish.code, self._most_instructions)
 
