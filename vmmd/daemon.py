@@ -18,7 +18,6 @@ from vmmd.rpc.heartbeat import Heartbeat
 from vmmd.rpc.listen import UnixListener
 from vmmd.service import Service
 from vmmd.systemd import Notifier, passed_sockets
-from vmmd.time_slice import ask_for_short_slice
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """The signals that ask for the end. SIGHUP too: the settings are read once, and a terminal that closes is an end."""
@@ -43,7 +42,6 @@ async def serve(settings: Settings) -> None:
         _log.warning(
             "settings.unknown_variable", variable=variable, advice="there is no such setting; is another meant?"
         )
-    ask_for_short_slice()
     end = _End()
     notifier = Notifier(os.environ)
     service = Service(settings)

@@ -18,7 +18,6 @@ from vmmd.isa.assembler import assemble
 from vmmd.isa.engine import EngineName
 from vmmd.kvm.limits import Limits
 from vmmd.kvm.system import System
-from vmmd.time_slice import ask_for_short_slice
 
 RUNS = 5
 LOOPS, ROUNDS = 300, 120_000
@@ -38,8 +37,6 @@ def guest(seed: int) -> bytes:
 
 async def measure() -> Table:
     """Measure both engines, in turns."""
-    # As the daemon's event loop does.
-    ask_for_short_slice()
     table = Table("engine", "late p50 ms", "p99 ms", "regions made", "guests' seconds")
     table.title = f"the event loop while regions are made: median of {RUNS} runs, and their range"
     engines: tuple[EngineName, ...] = ("compiled", "translated")
